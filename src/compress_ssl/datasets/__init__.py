@@ -1,0 +1,223 @@
+"""Images to learn from: what every data set offers, and how a name finds its file in this folder.
+
+A name is a folder of images, a .parquet file or a folder of them, `digits`, `torchvision/NAME`, or the dotted name of
+a module outside the package. Each file here answers two questions: `claims(name)`, is this name mine, and
+`open_splits(name, unusual=…, max_pixels=…)`; a new file joins by being here. A file may list `NAMES` that stand for one
+data set each. These win over a folder of the same name, which is then `./digits`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib
+import importlib.util
+import os
+import pkgutil
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from compress_ssl.picture import MAX_PIXELS
+from compress_ssl.refusal import Refusal, nearest
+
+Unusual = Literal["skip", "convert"]
+
+
+@runtime_checkable
+class ImageSet(Protocol):
+    """N images in a fixed order. Picklable, so that worker processes can read; holds no decoded images."""
+
+    @property
+    def name(self) -> str:
+        """As the user wrote it, a colon, the split: "photos:train"."""
+        ...
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """(N,) unique; an image keeps its id whatever else is added to the set."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64, -1 where unlabelled."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, () when the whole set is unlabelled."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, position: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of one image; raises UnusableImage."""
+        ...
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over ids, labels and sizes of the images: what a cache may be trusted for."""
+        ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a name opened: `test` is None where the source has one split only."""
+
+    train: ImageSet
+    test: ImageSet | None = None
+
+
+def open_splits(name: str, *, unusual: Unusual = "skip", max_pixels: int = MAX_PIXELS) -> Splits:
+    """Open the data set that `name` stands for.
+
+    Args:
+        name: see the top of this file.
+        unusual: what to do with pictures that are not plain grey or RGB, see `compress_ssl.picture`.
+        max_pixels: a picture of more is "huge" and never decoded.
+    Raises: Refusal if nothing answers to the name, or what it names holds no images.
+    """
+    if name.startswith("~"):
+        name = os.path.expanduser(name)  # noqa: PTH111 - in a config file no shell has done it
+    for module in sorted(_family(), key=lambda module: not hasattr(module, "NAMES")):
+        if name and module.claims(name):  # an empty name would be the working folder
+            return module.open_splits(name, unusual=unusual, max_pixels=max_pixels)
+    outside = _outside_module(name)
+    if outside is not None:
+        return outside.open_splits(name, unusual=unusual, max_pixels=max_pixels)
+    raise Refusal(
+        "expected a folder of images, a .parquet file or a folder of them, 'digits', 'torchvision/NAME' or a module's "
+        f"dotted name as the data, got {name!r}{_what_lies_there(name)}: {nearest(name, known_names())}"
+    )
+
+
+def known_names() -> tuple[str, ...]:
+    """Every name that stands for one data set by itself, sorted."""
+    return tuple(sorted(name for module in _family() for name in getattr(module, "NAMES", ())))
+
+
+def subset(images: ImageSet, positions: np.ndarray) -> ImageSet:
+    """The images at these positions, in this order, with the ids and labels they had.
+
+    Args:
+        images: (N,) images.
+        positions: (M,) integers in [0, N), each at most once, M >= 1.
+    """
+    positions = np.asarray(positions, dtype=np.int64)
+    if positions.ndim != 1 or not len(positions):
+        raise ValueError(f"expected at least one position in one dimension, got shape {positions.shape}")
+    if positions.min() < 0 or positions.max() >= len(images) or len(np.unique(positions)) != len(positions):
+        raise ValueError(
+            f"expected positions in [0, {len(images)}), each at most once, got {len(positions)} of them "
+            f"from {positions.min()} to {positions.max()}, {len(np.unique(positions))} different ones"
+        )
+    return _Subset(images, positions, name=images.name)
+
+
+def hold_out(images: ImageSet, *, count: int) -> tuple[ImageSet, ImageSet]:
+    """Split off `count` images: those whose ids have the smallest sha256.
+
+    The choice depends on each id alone, so it survives reordering, and a newly added image displaces at most one.
+
+    Args:
+        count: in [1, N - 1].
+    Returns: (rest, held out), both in the order of `images`.
+    """
+    if not 1 <= count < len(images):
+        raise Refusal(
+            f"expected to hold out at least 1 and fewer than all of the {len(images)} images of {images.name}, "
+            f"got {count}: choose another number"
+        )
+    digests = [hashlib.sha256(name.encode()).digest() for name in images.ids]
+    held = np.zeros(len(images), dtype=bool)
+    held[sorted(range(len(images)), key=digests.__getitem__)[:count]] = True
+    rest, out = np.flatnonzero(~held), np.flatnonzero(held)
+    return (
+        _Subset(images, rest, name=f"{images.name}, {count} held out"),
+        _Subset(images, out, name=f"{images.name}, the {count} held out"),
+    )
+
+
+def digest(ids: Sequence[str], labels: np.ndarray, evidence: np.ndarray | bytes) -> str:
+    """sha256 over ids, labels and what is cheaply known of the contents: the fingerprint of every set here."""
+    sha = hashlib.sha256()
+    for part in ("\0".join(ids).encode(), np.ascontiguousarray(labels, dtype="<i8").tobytes(), bytes(evidence)):
+        sha.update(len(part).to_bytes(8, "little"))
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where downloads and copies live: $COMPRESS_SSL_HOME, else ~/.cache/compress-ssl."""
+    return Path(os.environ.get("COMPRESS_SSL_HOME") or Path.home() / ".cache" / "compress-ssl")
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it: the processes of one run open the same data at the same moment, one may write.
+
+    Raises: OSError if the folder cannot be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class _Subset:
+    """Some images of another set."""
+
+    def __init__(self, images: ImageSet, positions: np.ndarray, *, name: str) -> None:
+        self._images = images
+        self._positions = positions
+        self.name = name
+        self.ids: Sequence[str] = tuple(images.ids[position] for position in positions)
+        self.labels = images.labels[positions]
+        self.classes = images.classes
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def read(self, position: int) -> np.ndarray:
+        return self._images.read(int(self._positions[position]))
+
+    def fingerprint(self) -> str:
+        return digest(self.ids, self.labels, self._images.fingerprint().encode())
+
+
+def _family() -> Iterator[ModuleType]:
+    for found in pkgutil.iter_modules(__path__):
+        yield importlib.import_module(f"{__name__}.{found.name}")
+
+
+def _outside_module(name: str) -> ModuleType | None:
+    """The module of a dotted name such as "my_package.my_dataset"; what follows a colon is the module's business."""
+    dotted = name.partition(":")[0]
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", dotted):
+        return None
+    try:
+        if importlib.util.find_spec(dotted) is None:
+            return None
+    except ModuleNotFoundError as error:
+        if error.name is not None and dotted.startswith(error.name):
+            return None
+        raise
+    module = importlib.import_module(dotted)
+    if not hasattr(module, "open_splits"):
+        raise Refusal(
+            f"expected the module {dotted} to define open_splits(name, *, unusual, max_pixels), got a module without "
+            "it: see compress_ssl.datasets.digits for an example"
+        )
+    return module
+
+
+def _what_lies_there(name: str) -> str:
+    path = Path(name)
+    if path.is_file():
+        return " (a file)"
+    return "" if path.exists() else " (no such file or folder)"

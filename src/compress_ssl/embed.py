@@ -1,0 +1,216 @@
+"""Encoder + images -> embeddings, in memory or as a table on disk that a killed run continues."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from torch import nn
+
+from compress_ssl import __version__, datasets
+from compress_ssl.datasets import ImageSet
+from compress_ssl.embeddings import Embeddings, TableWriter, read_manifest
+from compress_ssl.encoder import open_encoder
+from compress_ssl.loader import Skipped, View, evaluation_batches
+from compress_ssl.refusal import Refusal
+from compress_ssl.run_folder import plain
+from compress_ssl.student import load_projector
+from compress_ssl.transforms import Preprocessing, evaluation_view
+
+Skip = Callable[[Skipped], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Store an encoder's embeddings of a data set; started again, it does only what is missing."""
+
+    encoder: str  # a run folder, timm/NAME, torchvision/NAME, …@weights
+    data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …
+    out: Path  # the table's folder
+    space: Literal["own", "teacher"] = "own"  # teacher: through a 1q student's projector, to query a teacher's index
+    size: int | None = None  # pixels of the input; None: the encoder's own
+    dtype: Literal["float16", "float32"] = "float16"  # of the stored rows; float16 moves a cosine by less than 1e-3
+    shard_rows: int = 8192  # images a shard; a kill costs at most one shard
+    batch_size: int = 256  # images embedded at once
+    workers: int | None = None  # processes that read images; None: one a core but one, eight at most
+    device: str = "auto"  # cpu, cuda, mps
+    unusual: datasets.Unusual = "skip"  # CMYK, 16-bit, palette, transparent and animated files: skip or convert
+    strict: bool = False  # an unusable image is an error
+
+
+def run(config: Config) -> Path:
+    """Write the table and return its folder."""
+    console = Console(stderr=True)
+    if config.shard_rows < 1 or config.batch_size < 1:
+        raise Refusal(f"--shard-rows and --batch-size expected at least 1, got {config.shard_rows} and "
+                      f"{config.batch_size}: raise them")  # fmt: skip
+    opened = datasets.open_splits(config.data, unusual=config.unusual)
+    splits = {name: images for name, images in (("train", opened.train), ("test", opened.test)) if images is not None}
+    encoder = open_encoder(config.encoder, weights="pretrained", size=config.size)
+    device = open_device(config.device)
+    encode: nn.Module = encoder.to(device, memory_format=torch.channels_last)
+    width = encoder.width
+    if config.space == "teacher":
+        projector = load_projector(Path(config.encoder) / "student")
+        if projector is None:
+            raise Refusal(f"--space teacher expected a student with a projector (trained by compress_1q), got "
+                          f"{config.encoder} without: use --space own")  # fmt: skip
+        encode, width = nn.Sequential(encoder, projector.to(device)), projector.out_features
+    origin = {
+        "encoder": {
+            "spec": config.encoder,
+            "weights": weights_digest(encode),
+            "width": width,
+            "space": config.space,
+            "preprocessing": plain(encoder.preprocessing),
+        },
+        "data": {"name": config.data, "unusual": config.unusual}
+        | {name: {"images": len(images), "fingerprint": images.fingerprint()} for name, images in splits.items()},
+        "dtype": config.dtype,
+        "shard_rows": config.shard_rows,
+        "code": __version__,
+    }
+    table = TableWriter(config.out, origin)
+    shards = {name: -(-len(images) // config.shard_rows) for name, images in splits.items()}
+    if read_manifest(config.out).get("complete"):
+        console.print(f"{config.out} is complete already: nothing to do")
+        return config.out
+    for name, images in splits.items():
+        for shard in range(shards[name]):
+            if table.finished(name, shard):
+                continue
+            positions = np.arange(shard * config.shard_rows, min(len(images), (shard + 1) * config.shard_rows))
+            skipped: list[Skipped] = []
+            rows = embed(
+                encode,
+                datasets.subset(images, positions),
+                view=EvaluationView(encoder.preprocessing),
+                device=device,
+                batch_size=config.batch_size,
+                workers=config.workers,
+                on_skip=_refuse if config.strict else skipped.append,
+                console=console,
+                told=f"{name}, shard {shard + 1} of {shards[name]}",
+            )
+            table.write(name, shard, rows, skipped, config.dtype)
+            for skip in skipped:
+                console.print(f"skipped {skip.id}: {skip.kind} ({skip.detail})", markup=False)
+    table.complete(shards)
+    return config.out
+
+
+def _refuse(skipped: Skipped) -> None:
+    raise Refusal(f"--strict expected every image to be usable, got {skipped.id}: {skipped.kind} ({skipped.detail}): "
+                  "mend or remove it, or leave out --strict")  # fmt: skip
+
+
+def open_device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA where there is one.
+
+    Raises: Refusal if torch has no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as trouble:
+        reason = str(trouble).splitlines()[0]
+        raise Refusal(f"--device expected cpu, cuda or mps as available here, got {name!r} ({reason}): use cpu") from None
+
+
+def weights_digest(module: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of every parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class EvaluationView:
+    """(H, W, 3) uint8 -> (3, size, size) uint8, the same every time; picklable."""
+
+    def __init__(self, preprocessing: Preprocessing):
+        self.preprocessing = preprocessing
+
+    def __call__(self, picture: np.ndarray, _: np.random.Generator) -> Tensor:
+        return evaluation_view(picture, self.preprocessing)
+
+
+@torch.no_grad()
+def embed(
+    encode: Callable[[Tensor], Tensor],
+    images: ImageSet,
+    *,
+    view: View,
+    device: torch.device,
+    batch_size: int = 256,
+    workers: int | None = None,
+    on_skip: Skip | None = None,
+    console: Console | None = None,
+    told: str = "embedding",
+    epoch: int = 0,
+    seed: int = 0,
+) -> Embeddings:
+    """Unit rows of every usable image, in order, in memory.
+
+    Args:
+        encode: (B, 3, H, W) uint8 on `device` -> (B, D); put a module in eval mode first.
+        on_skip: called for each image that cannot be used; such images have no row.
+        epoch, seed: choose the random views where `view` is random.
+    Raises: Refusal naming the image if a row is zero, infinite or not a number; if no image is usable.
+    """
+    rows, places = [], []
+    batches = evaluation_batches(
+        images, view, batch_size=batch_size, workers=workers, epoch=epoch, seed=seed, pin_memory=device.type == "cuda"
+    )
+    with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as bar:
+        task = bar.add_task(told, total=len(images))
+        for batch in batches:
+            for skipped in batch.skipped:
+                if on_skip is not None:
+                    on_skip(skipped)
+            if len(batch.index):
+                batch = batch.to(device)
+                rows.append(unit_rows(encode(batch.images), batch.index, images.ids).cpu())
+                places.append(batch.index.cpu().numpy())
+            bar.advance(task, len(batch.index) + len(batch.skipped))
+    if not rows:
+        raise Refusal(f"expected at least one usable image in {images.name}, got none: see skipped.jsonl for the reasons")
+    index = np.concatenate(places)
+    return Embeddings(
+        rows=torch.cat(rows).numpy(), labels=images.labels[index], ids=tuple(images.ids[place] for place in index)
+    )
+
+
+def unit_rows(rows: Tensor, index: Tensor, ids: Sequence[str]) -> Tensor:
+    """(B, D) -> (B, D) float32 rows of length one.
+
+    Raises: Refusal naming the first image whose row is zero, infinite or NaN, or if the output is no matrix of B rows.
+    """
+    if rows.ndim != 2 or len(rows) != len(index):
+        raise Refusal(
+            f"expected one embedding per image, of shape ({len(index)}, D), got shape {tuple(rows.shape)}: "
+            "the encoder must return one vector an image"
+        )
+    rows = rows.float()
+    lengths = rows.norm(dim=1, keepdim=True)
+    bad = ~(torch.isfinite(lengths) & (lengths > 1e-12)).squeeze(1)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        what = "a zero vector" if float(lengths[first]) <= 1e-12 else "NaN or infinity"
+        raise Refusal(
+            f"expected a finite embedding that is not zero, got {what} for image {ids[int(index[first])]} "
+            f"({int(bad.sum())} of {len(rows)} in its batch): check the encoder's weights and its precision"
+        )
+    return rows / lengths

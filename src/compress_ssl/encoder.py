@@ -1,0 +1,351 @@
+"""An encoder: raw pixels -> embeddings. A backbone with its weights and the input its authors publish.
+
+`open_encoder` turns the one string that names a model into an encoder; `save_encoder` and `load_encoder` keep one in a
+folder as `model.json` (what rebuilds it) and `model.safetensors` (its weights): nothing executable, no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compress_ssl.backbones import FAMILIES, Spec, build_own, model_folder, own_names, read_spec
+from compress_ssl.refusal import Refusal
+from compress_ssl.run_folder import write_atomically
+from compress_ssl.transforms import Preprocessing
+from compress_ssl.weights import backbone_part, fit_weights, pack_weights, read_weights
+
+FORMAT = 1
+Weights = Literal["pretrained", "random"]
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, H, W) uint8, any memory format -> embeddings (B, width), not normalised to length one.
+
+    Images of another size are resized whole (antialiased) to `preprocessing.size`; then (pixel / 255 - mean) / std in
+    float32 on the device, then the backbone, in its own dtype. Cropping is the view's business, not the encoder's.
+
+    Attributes:
+        spec: the string that it was opened with.
+        architecture: `FAMILY/NAME` that rebuilds the backbone, weights aside; None if it cannot be rebuilt by name.
+        arguments: what else the rebuilding needs.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        spec: str,
+        architecture: str | None = None,
+        arguments: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.spec = spec
+        self.architecture = architecture
+        self.arguments = dict(arguments or {})
+        self.width: int = backbone.width  # type: ignore[assignment]
+        self.preprocessing: Preprocessing = backbone.preprocessing  # type: ignore[assignment]
+        # not persistent: the state dict holds the backbone's weights and nothing else
+        self.register_buffer("mean", torch.empty(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.empty(1, 3, 1, 1), persistent=False)
+        self._fill_normalisation()
+
+    def _fill_normalisation(self) -> None:
+        device = self.mean.device
+        self.mean = (torch.tensor(self.preprocessing.mean, dtype=torch.float64) * 255).view(1, 3, 1, 1).float()
+        self.scale = (torch.tensor(self.preprocessing.std, dtype=torch.float64) * 255).reciprocal().view(1, 3, 1, 1)
+        self.mean, self.scale = self.mean.to(device), self.scale.float().to(device)
+
+    def _apply(self, fn, recurse=True):
+        # .half() and .bfloat16() cast every buffer; a mean rounded to 8 bits would shift each image
+        super()._apply(fn, recurse)
+        self._fill_normalisation()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raises: ValueError if `images` is not uint8 (B, 3, H, W); floats would be normalised twice, unnoticed."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"expected uint8 images (B, 3, H, W) with pixels 0–255, got {images.dtype} {tuple(images.shape)}: "
+                "pass the pixels as they are, the encoder normalises them."
+            )
+        pixels = images.float()
+        size = self.preprocessing.size
+        if images.shape[2:] != (size, size):
+            pixels = functional.interpolate(
+                pixels, size=(size, size), mode=self.preprocessing.interpolation, align_corners=False, antialias=True
+            ).clamp(0, 255)  # bicubic overshoots at edges
+        normalised = (pixels - self.mean) * self.scale
+        parameter = next(self.backbone.parameters(), None)
+        return self.backbone(normalised if parameter is None else normalised.to(parameter.dtype))
+
+
+def open_encoder(spec: str, *, weights: Weights, size: int | None = None) -> Encoder:
+    """Open the encoder that a string names, on the CPU, in eval mode, float32.
+
+    Args:
+        spec: `timm/NAME`, `torchvision/NAME` or `compress/NAME`, each with an optional `@FILE`, `@pretrained` or
+            `@random`; or a run folder.
+        weights: what a family's name without an `@` means here: `pretrained` for a teacher, `random` for a student.
+        size: side of the square input in pixels, instead of the published one.
+    Random weights come from torch's global generator; opening anything else leaves the generator as it was, so a
+    student starts alike whether its teacher was opened before it or not.
+    Raises: Refusal if the name is unknown (with the nearest one), the weights cannot be had or do not fit, the folder
+        is no run, or the backbone does not take this size.
+    """
+    parsed = read_spec(spec)
+    if size is not None and size < 1:
+        raise Refusal(f"expected an input size of at least 1 pixel, got {size}.")
+    with _refuse_size(spec, size):
+        if parsed.kind == "run":
+            encoder = load_encoder(Path(spec))
+            if size not in (None, encoder.preprocessing.size):
+                encoder = _at_size(encoder, size)
+        elif parsed.kind in FAMILIES:
+            architecture = f"{parsed.kind}/{parsed.name}"
+            source = parsed.weights or weights
+            if source == "random":
+                backbone = _build(architecture, weights="random", size=size)
+            else:
+                with torch.random.fork_rng(devices=[]):
+                    backbone = _open_weights(architecture, source, size)
+            encoder = _encoder(backbone, spec, architecture, size)
+        else:
+            raise _unknown(parsed)
+        _check_width(encoder)
+    return encoder
+
+
+def _open_weights(architecture: str, source: Literal["pretrained"] | Path, size: int | None) -> nn.Module:
+    if isinstance(source, Path):
+        return _fill(architecture, read_weights(source), size=size, made_for=None, source=str(source))
+    backbone = _build(architecture, weights="pretrained", size=size)
+    if architecture.startswith("compress/"):
+        raise Refusal(
+            f"expected weights for {architecture}, got none, for our own backbones have no published ones: "
+            f"give a run folder, {architecture}@FILE or {architecture}@random."
+        )
+    return backbone
+
+
+def _fill(
+    architecture: str, state: Mapping[str, Tensor], *, size: int | None, made_for: int | None, source: str
+) -> nn.Module:
+    """Build a backbone for `size` and fill it with weights of that size, or else interpolate those `made_for` another.
+
+    The result is always what `_build` makes of the same arguments, so that a saved copy can be rebuilt.
+    """
+    backbone = _build(architecture, weights="random", size=size)
+    part, own = backbone_part(state, backbone), backbone.state_dict()
+    if size != made_for and any(part[name].shape != own[name].shape for name in part.keys() & own.keys()):
+        original = _build(architecture, weights="random", size=made_for)
+        fit_weights(original, part, source=source)
+        assert size is not None
+        _resize(architecture, original, size)
+        part = original.state_dict()
+    fit_weights(backbone, part, source=source)
+    return backbone
+
+
+def _at_size(encoder: Encoder, size: int) -> Encoder:
+    assert encoder.architecture is not None
+    with torch.random.fork_rng(devices=[]):
+        backbone: Any = _fill(
+            encoder.architecture,
+            encoder.backbone.state_dict(),
+            size=size,
+            made_for=encoder.arguments.get("size"),
+            source=encoder.spec,
+        )
+    backbone.preprocessing = dataclasses.replace(encoder.preprocessing, size=size)
+    return _encoder(backbone, encoder.spec, encoder.architecture, size)
+
+
+def _encoder(backbone: nn.Module, spec: str, architecture: str, size: int | None) -> Encoder:
+    arguments = {} if size is None else {"size": size}
+    return Encoder(backbone, spec=spec, architecture=architecture, arguments=arguments).eval()
+
+
+def _unknown(parsed: Spec) -> Refusal:
+    kinds = "timm/NAME, torchvision/NAME, compress/NAME or a run folder"
+    if parsed.kind == "folder":
+        return Refusal(
+            f"expected {kinds}, got the folder {parsed.text!r} with neither student/model.json nor model.json in it: "
+            "name a finished run."
+        )
+    if parsed.kind == "file":
+        return Refusal(
+            f"expected {kinds}, got the file {parsed.text!r}: weights need the backbone they are for, as in "
+            f"torchvision/resnet50@{parsed.text}."
+        )
+    from compress_ssl.backbones import from_timm, from_torchvision
+
+    families = {"timm": from_timm.names(), "torchvision": from_torchvision.names(), "compress": own_names()}
+    bare = parsed.name.partition("@")[0].rpartition("/")[2]
+    full = {name: f"{family}/{name}" for family, names in families.items() for name in names}
+    close = difflib.get_close_matches(bare, full, n=1, cutoff=0.7)
+    hint = f"did you mean {full[close[0]]!r}?" if close else "check the path."
+    return Refusal(f"expected {kinds}, got {parsed.text!r}, where nothing lies: {hint}")
+
+
+def _check_width(encoder: Encoder) -> None:
+    """One black image through the backbone: does it give one embedding of the width it says, at this size?"""
+    size = encoder.preprocessing.size
+    with torch.no_grad():
+        rows = encoder(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    if not isinstance(rows, Tensor) or rows.shape != (1, encoder.width):
+        got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        raise Refusal(
+            f"expected one embedding of {encoder.width} numbers per image from {encoder.spec!r}, got {got}: "
+            "choose a model that pools its features."
+        )
+
+
+@contextlib.contextmanager
+def _refuse_size(spec: str, size: int | None) -> Iterator[None]:
+    """With a size of the user's choice, a model that fails inside most likely cannot take it."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if size is None:
+            raise
+        raise Refusal(
+            f"expected an input size that {spec!r} can take, got {size} pixels "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): choose another, or leave it out."
+        ) from error
+
+
+def save_encoder(encoder: Encoder, folder: Path) -> None:
+    """Write `model.safetensors` and then `model.json` into `folder`, each atomically; floating weights as float32.
+
+    Raises: ValueError if the encoder has no `architecture`: nothing could rebuild it from a file.
+    """
+    if encoder.architecture is None:
+        raise ValueError(f"expected an encoder with an architecture name, got {encoder.spec!r} without: pass one.")
+    description = {
+        "format": FORMAT,
+        "backbone": encoder.architecture,
+        "arguments": encoder.arguments,
+        "width": encoder.width,
+        "preprocessing": dataclasses.asdict(encoder.preprocessing),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "model.safetensors", pack_weights(encoder.backbone.state_dict()))
+    write_atomically(folder / "model.json", json.dumps(description, indent=2) + "\n")
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """Rebuild a saved encoder, on the CPU, in eval mode; strict, no network, torch's generator left as it was.
+
+    Args:
+        folder: holds `model.json`, or is a run folder whose `student/` does.
+    Raises: Refusal if the folder holds no model, a damaged one, one of a newer format, or weights that do not fit it.
+    """
+    home = model_folder(folder)
+    if home is None:
+        raise Refusal(f"expected a saved model, got {str(folder)!r} without student/model.json or model.json in it.")
+    file = home / "model.json"
+    try:
+        description = json.loads(file.read_text())
+        family = description["backbone"].partition("/")[0]
+        size = description["arguments"].get("size")
+        width = description["width"]
+        values = description["preprocessing"]
+        preprocessing = Preprocessing(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        version = description["format"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refusal(
+            f"expected a model's description in {str(file)!r}, got one that cannot be read "
+            f"({type(error).__name__}: {error}): write the model again, or restore the file."
+        ) from error
+    if version != FORMAT or family not in FAMILIES:
+        raise Refusal(
+            f"expected format {FORMAT} and a backbone of {', '.join(FAMILIES)} in {str(file)!r}, got format "
+            f"{version!r} and {description['backbone']!r}: use the compress-ssl that wrote it."
+        )
+    with torch.random.fork_rng(devices=[]):
+        backbone = _build(description["backbone"], weights="random", size=size)
+    if backbone.width != width:
+        raise Refusal(
+            f"expected {description['backbone']} to be {backbone.width} wide as built here, got {width} in "
+            f"{str(file)!r}: restore the file, or use the version that wrote it."
+        )
+    fit_weights(backbone, read_weights(home / "model.safetensors"), source=str(home / "model.safetensors"))
+    backbone.preprocessing = preprocessing  # type: ignore[assignment]
+    arguments = description["arguments"]
+    return Encoder(backbone, spec=str(folder), architecture=description["backbone"], arguments=arguments).eval()
+
+
+def parameter_count(encoder: nn.Module) -> int:
+    """Number of parameters, trained or frozen; buffers such as batch norm's running statistics do not count."""
+    return sum(parameter.numel() for parameter in encoder.parameters())
+
+
+def multiply_adds(encoder: Encoder) -> int:
+    """Multiply-adds for one image at the encoder's input size: half of what torch's flop counter says of one forward.
+
+    Counts convolutions, matrix products and attention, as torch.utils.flop_counter does; normalisations, activations,
+    pooling and the resize are left out, as is usual. Leaves no hook behind and changes no state: eval mode while it
+    counts, then every module back in the mode it was in.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size = encoder.preprocessing.size
+    image = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=encoder.mean.device)
+    with _eval_mode(encoder), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder(image)
+    return counter.get_total_flops() // 2
+
+
+@contextlib.contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def _build(architecture: str, *, weights: Weights, size: int | None) -> nn.Module:
+    family, _, name = architecture.partition("/")
+    if family == "timm":
+        from compress_ssl.backbones import from_timm
+
+        return from_timm.build(name, weights=weights, size=size)
+    if family == "torchvision":
+        from compress_ssl.backbones import from_torchvision
+
+        return from_torchvision.build(name, weights=weights, size=size)
+    backbone: Any = build_own(name)
+    if size is not None:
+        backbone.preprocessing = dataclasses.replace(backbone.preprocessing, size=size)
+    return backbone
+
+
+def _resize(architecture: str, backbone: nn.Module, size: int) -> None:
+    """Interpolate the position embeddings of a backbone that has its weights; none of our own has any."""
+    if architecture.startswith("timm/"):
+        from compress_ssl.backbones import from_timm
+
+        from_timm.resize(backbone, size)
+    elif architecture.startswith("torchvision/"):
+        from compress_ssl.backbones import from_torchvision
+
+        from_torchvision.resize(backbone, size)

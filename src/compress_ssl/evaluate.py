@@ -1,0 +1,274 @@
+"""Models + labelled or unlabelled images -> metrics: embed once, run the chosen evaluations, one table.
+
+The first model is the teacher: the others are compared with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table as RichTable
+from torch import Tensor
+
+from compress_ssl import datasets, evaluations, pictures
+from compress_ssl.datasets import ImageSet, Splits
+from compress_ssl.embed import EvaluationView, embed, open_device
+from compress_ssl.embeddings import Embeddings, Table, is_table
+from compress_ssl.encoder import Encoder, multiply_adds, open_encoder, parameter_count
+from compress_ssl.evaluations import Embedded
+from compress_ssl.loader import Skipped
+from compress_ssl.refusal import Refusal
+from compress_ssl.run_folder import RunFolder, environment
+from compress_ssl.student import load_projector
+from compress_ssl.transforms import TrainView, cut, draw_crop
+
+# one field per file of evaluations/, holding its Config: a new file brings its own flags
+Protocols: Any = make_dataclass(
+    "Protocols",
+    [
+        (name, evaluations.find(name).Config, field(default_factory=evaluations.find(name).Config))
+        for name in evaluations.names()
+    ],
+    frozen=True,
+    kw_only=True,
+)
+Protocols.__doc__ = "How each evaluation is done."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Score encoders on the same images, the first one being the teacher."""
+
+    models: Annotated[tuple[str, ...], tyro.conf.Positional]  # SPEC or NAME=SPEC: run folders, timm/…, tables, …
+    data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …
+    out: Path  # results.json and pictures.json are written here
+    metrics: tuple[str, ...] = ()  # evaluations to run; none named: all that fit
+    protocols: Protocols = field(default_factory=Protocols)  # type: ignore[valid-type]
+    held_out: float = 0.1  # share of the images that are queries where the data has no test split
+    size: int | None = None  # pixels of the input; None: each encoder's own
+    batch_size: int = 256  # images embedded at once
+    workers: int | None = None  # processes that read images; None: one a core but one, eight at most
+    device: str = "auto"  # cpu, cuda, mps
+    seed: int = 0  # of the random views of the paper's linear probe
+    unusual: datasets.Unusual = "skip"  # CMYK, 16-bit, palette, transparent and animated files: skip or convert
+    strict: bool = False  # an unusable image is an error
+
+
+class ProbeView:
+    """A random crop and flip, as in training, for the paper's linear probe; picklable."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, picture: np.ndarray, random: np.random.Generator) -> Tensor:
+        return cut(picture, draw_crop(*picture.shape[:2], TrainView(), random), self.size)
+
+
+def run(config: Config) -> Path:
+    """Evaluate, write results.json and pictures.json, print the table; returns the folder."""
+    console = Console(stderr=True)
+    named = _named(config.models)
+    chosen = {name: evaluations.find(name) for name in config.metrics or evaluations.names()}
+    device = open_device(config.device)
+    splits = open_data(config.data, config.held_out, unusual=config.unusual)
+    assert splits.test is not None
+    config.out.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(config.out)
+
+    def on_skip(skipped: Skipped) -> None:
+        if config.strict:
+            raise Refusal(f"--strict expected every image to be usable, got {skipped.id}: {skipped.kind} "
+                          f"({skipped.detail}): mend or remove it, or leave out --strict")  # fmt: skip
+        folder.skip(*skipped)
+
+    def embed_split(encode: Callable, images: ImageSet, view: Any, told: str, epoch: int = 0) -> Embeddings:
+        return embed(
+            encode,
+            images,
+            view=view,
+            device=device,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            on_skip=on_skip,
+            console=console,
+            told=told,
+            epoch=epoch,
+            seed=config.seed,
+        )
+
+    models: dict[str, Embedded] = {}
+    about: dict[str, dict[str, Any]] = {}
+    teacher: Embedded | None = None
+    for name, spec in named.items():
+        if is_table(Path(spec)):
+            table = Table(Path(spec))
+            train, test = from_table(table, splits.train), from_table(table, splits.test)
+            extra: dict[str, Any] = {}
+            about[name] = {"spec": spec, "width": table.width}
+        else:
+            encoder = open_encoder(spec, weights="pretrained", size=config.size)
+            encoder = encoder.to(device, memory_format=torch.channels_last)
+            view = EvaluationView(encoder.preprocessing)
+            train = embed_split(encoder, splits.train, view, f"{name}, train")
+            test = embed_split(encoder, splits.test, view, f"{name}, test")
+            extra = {"augmented": _augmented(encoder, splits.train, embed_split)}
+            projector = load_projector(Path(spec) / "student") if Path(spec).is_dir() else None
+            if projector is not None:
+                projector = projector.to(device)
+                both = torch.nn.Sequential(encoder, projector)
+                extra["projected"] = embed_split(both, splits.test, view, f"{name}, projected")
+            about[name] = {"spec": spec, **describe(encoder, device)}
+        itself = Embedded(train=train, test=test, device=str(device))
+        models[name] = Embedded(train=train, test=test, teacher=teacher or itself, device=str(device), **extra)
+        teacher = teacher or models[name]
+    scores = {name: score(embedded, chosen, config.protocols) for name, embedded in models.items()}
+    write_results(folder, data=config.data, models=models, scores=scores, about=about, splits=splits)
+    console.print(result_table(scores, about))
+    if folder.skipped():
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(folder.skipped().items()))
+        console.print(f"images that could not be used, listed in {folder.path / 'skipped.jsonl'}: {counts}")
+    return config.out
+
+
+def open_data(name: str, held_out: float, *, unusual: datasets.Unusual) -> Splits:
+    """Both splits; where the data has no test split, a fixed share of its images becomes one."""
+    splits = datasets.open_splits(name, unusual=unusual)
+    if splits.test is not None:
+        return splits
+    if not 0 < held_out < 1:
+        raise Refusal(f"--held-out expected a share between 0 and 1, got {held_out}: 0.1 is usual")
+    if len(splits.train) < 4:
+        raise Refusal(f"expected at least 4 images in {splits.train.name} to compare with each other, "
+                      f"got {len(splits.train)}: add images")  # fmt: skip
+    return Splits(*datasets.hold_out(splits.train, count=max(1, int(held_out * len(splits.train)))))
+
+
+def from_table(table: Table, images: ImageSet) -> Embeddings:
+    """Rows of a table for these images, found by id."""
+    for split in table.splits():
+        places = {id: place for place, id in enumerate(table.ids(split))}
+        skipped = table.skipped(split)
+        wanted = [id for id in images.ids if id not in skipped]
+        if all(id in places for id in wanted):
+            labels = {id: int(label) for id, label in zip(images.ids, images.labels, strict=True)}
+            rows = table.rows(split, np.array([places[id] for id in wanted])).astype(np.float32)
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            return Embeddings(rows=rows, labels=np.array([labels[id] for id in wanted]), ids=tuple(wanted))
+    raise Refusal(f"expected a stored embedding for every image of {images.name}, got a table without: "
+                  f"run `embed` over this data into {table.path}")  # fmt: skip
+
+
+def describe(encoder: Encoder, device: torch.device) -> dict[str, Any]:
+    """Size and speed of an encoder, as results.json keeps them."""
+    parameters = parameter_count(encoder)
+    return {
+        "parameters": parameters,
+        "flops": multiply_adds(encoder),
+        "width": encoder.width,
+        "input_size": encoder.preprocessing.size,
+        "images_per_second": round(images_per_second(encoder, device), 1),
+        "weights_bytes": 4 * parameters,
+    }
+
+
+@torch.no_grad()
+def images_per_second(encoder: Encoder, device: torch.device, *, batch_size: int = 64, repeats: int = 5) -> float:
+    """Median speed of the forward pass on batches that are already on the device, after one warm-up."""
+    size = encoder.preprocessing.size
+    images = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    encoder.eval()
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        encoder(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return batch_size / float(np.median(seconds[1:]))
+
+
+def score(embedded: Embedded, chosen: dict[str, Any], protocols: Any) -> dict[str, dict[str, Any]]:
+    """Metrics of one model, and why the missing ones are missing."""
+    metrics: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    for name, evaluation in chosen.items():
+        why = evaluation.unfit(embedded)
+        if why:
+            missing[name] = why
+        else:
+            metrics |= evaluation.evaluate(embedded, getattr(protocols, name, None) or evaluation.Config())
+    return {"metrics": metrics, "missing": missing}
+
+
+def write_results(
+    folder: RunFolder,
+    *,
+    data: str,
+    models: dict[str, Embedded],
+    scores: dict[str, dict[str, Any]],
+    about: dict[str, dict[str, Any]],
+    splits: Splits,
+) -> None:
+    """results.json and pictures.json."""
+    assert splits.test is not None
+    first = next(iter(models.values()))
+    here = environment()
+    folder.write_json(
+        "results.json",
+        {
+            "data": data,
+            "images": {"train": len(first.train.ids), "test": len(first.test.ids)},
+            "models": {name: {**scores[name], **about[name]} for name in models},
+            "hardware": here["hardware"],
+            "versions": here["versions"],
+            "command": here["command_line"],
+        },
+    )
+    folder.write_json("pictures.json", pictures.choose(models, splits.train, splits.test))
+
+
+def result_table(scores: dict[str, dict[str, Any]], about: dict[str, dict[str, Any]]) -> RichTable:
+    """The table that a terminal shows."""
+    columns = list(dict.fromkeys(metric for found in scores.values() for metric in found["metrics"]))
+    table = RichTable(header_style="bold")
+    table.add_column("model", no_wrap=True)
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    table.add_column("parameters", justify="right")
+    table.add_column("multiply-adds", justify="right")
+    for name, found in scores.items():
+        values = [f"{100 * found['metrics'][metric]:.1f}" if metric in found["metrics"] else "–" for metric in columns]
+        sizes = [f"{about[name][key]:,}" if key in about[name] else "–" for key in ("parameters", "flops")]
+        table.add_row(name, *values, *sizes)
+    return table
+
+
+def _named(models: tuple[str, ...]) -> dict[str, str]:
+    if not models:
+        raise Refusal("expected at least one model to evaluate, got none: name the teacher first, then the students")
+    named: dict[str, str] = {}
+    for given in models:
+        name, equals, spec = given.partition("=")
+        if not equals or "/" in name:
+            name, spec = Path(given).name or given, given
+        if name in named:
+            name = given
+        if name in named:
+            raise Refusal(f"expected every model once, got {given} twice: name them apart with NAME=SPEC")
+        named[name] = spec
+    return named
+
+
+def _augmented(encoder: Encoder, images: ImageSet, embed_split: Callable) -> Callable[[int], Embeddings]:
+    view = ProbeView(encoder.preprocessing.size)
+    return lambda epoch: embed_split(encoder, images, view, f"linear probe, epoch {epoch + 1}", epoch)
+

@@ -1,0 +1,231 @@
+"""Batches in an order that depends on the seed alone: never on the number of workers, processes or interruptions.
+
+A step number says everything: its epoch, the images of its batch and, through (seed, epoch, index), the random view of
+each. So a run continues at any step with the very pixels it would have seen, and four processes see what one would.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from compress_ssl.datasets import ImageSet
+from compress_ssl.picture import UnusableImage
+from compress_ssl.refusal import Refusal
+
+View = Callable[[np.ndarray, np.random.Generator], Tensor]
+
+
+class Skipped(NamedTuple):
+    """An image that could not be used, and why."""
+
+    id: str
+    kind: str
+    detail: str
+
+
+@dataclass
+class Batch:
+    """Images of one step.
+
+    images: (B, 3, H, W) uint8, or (B, V, 3, H, W) where a view makes V pictures of one.
+    index: (B,) int64, positions in the image set.
+    skipped: unusable images met on the way; in training their places are taken by the next usable ones.
+    """
+
+    images: Tensor
+    index: Tensor
+    skipped: list[Skipped]
+    failure: str | None = None
+
+    def parts(self, count: int) -> Iterator[tuple[Batch, bool]]:
+        """The batch in `count` nearly equal parts, in order, and whether each is the last."""
+        images, index = self.images.chunk(count), self.index.chunk(count)
+        for number, (some, which) in enumerate(zip(images, index, strict=True)):
+            yield Batch(some, which, []), number + 1 == len(images)
+
+    def pin_memory(self) -> Batch:
+        self.images, self.index = self.images.pin_memory(), self.index.pin_memory()
+        return self
+
+    def to(self, device: torch.device) -> Batch:
+        """On `device`, images in channels_last; the copy does not wait where memory is pinned."""
+        images = self.images.to(device, non_blocking=True)
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return Batch(images, self.index.to(device, non_blocking=True), self.skipped, self.failure)
+
+
+class _Items(Dataset):
+    """(epoch, position) -> view; picklable, holds no open files of its own."""
+
+    def __init__(self, images: ImageSet, view: View, seed: int, substitute: bool):
+        self.images, self.view, self.seed, self.substitute = images, view, seed, substitute
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, int, list[Skipped], str | None]:
+        epoch, position = key
+        skipped: list[Skipped] = []
+        tries = len(self.images) if self.substitute else 1
+        for offset in range(tries):
+            here = (position + offset) % len(self.images)
+            try:
+                picture = self.images.read(here)
+            except UnusableImage as trouble:
+                skipped.append(Skipped(self.images.ids[here], trouble.kind, trouble.detail))
+                continue
+            except OSError as trouble:  # carried to the parent as words: a worker's traceback says nothing to a user
+                return None, here, skipped, f"{self.images.ids[here]} could not be read ({trouble}): check the disk"
+            random = np.random.default_rng((self.seed, epoch, here))
+            return self.view(picture, random), here, skipped, None
+        failure = None
+        if self.substitute:
+            failure = f"expected usable images in {self.images.name}, got none ({skipped[0].kind}, …)"
+        return None, position, skipped, failure
+
+
+def _collate(items: list[tuple[Tensor | None, int, list[Skipped], str | None]]) -> Batch:
+    views = [(view, index) for view, index, _, _ in items if view is not None]
+    images = torch.stack([view for view, _ in views]) if views else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    return Batch(
+        images,
+        torch.tensor([index for _, index in views], dtype=torch.int64),
+        [skip for _, _, skipped, _ in items for skip in skipped],
+        next((failure for *_, failure in items if failure), None),
+    )
+
+
+def default_workers() -> int:
+    """One process a core, one core left to the training itself, eight at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return min(8, max(0, cores - 1))
+
+
+class _Steps:
+    """The batch sampler: one list of (epoch, position) per step, for ever, from `start`."""
+
+    def __init__(self, loader: TrainLoader, start: int):
+        self.loader, self.start = loader, start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        step = self.start
+        while True:
+            yield self.loader.keys(step)
+            step += 1
+
+
+class TrainLoader:
+    """An endless stream of training batches.
+
+    Args:
+        images: what to train on.
+        view: (picture, random generator) -> uint8 tensor.
+        batch_size: images per step over all processes together.
+        rank, ranks: this process takes the rank-th contiguous part of every batch.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        view: View,
+        *,
+        batch_size: int,
+        seed: int,
+        workers: int | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+        pin_memory: bool = False,
+    ):
+        if len(images) < 2:
+            raise Refusal(f"expected at least 2 training images in {images.name}, got {len(images)}: add images")
+        if batch_size < 2:
+            raise Refusal(
+                f"--batch-size expected at least 2 (batch norm needs more than one image), got {batch_size}: raise it"
+            )
+        if batch_size > len(images):
+            raise Refusal(
+                f"--batch-size expected at most the number of training images ({len(images)} in {images.name}), "
+                f"got {batch_size}: lower it"
+            )
+        if batch_size % ranks:
+            raise Refusal(f"--batch-size expected a multiple of the {ranks} processes, got {batch_size}: change either")
+        self.images, self.view, self.batch_size, self.seed = images, view, batch_size, seed
+        self.workers = default_workers() if workers is None else workers
+        self.rank, self.ranks, self.pin_memory = rank, ranks, pin_memory
+        self.steps_per_epoch = len(images) // batch_size  # the rest of an epoch is dropped, as the paper does
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def keys(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, position) of this process's images at a step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
+        share = self.batch_size // self.ranks
+        first = place * self.batch_size + self.rank * share
+        return [(epoch, int(position)) for position in self._order[1][first : first + share]]
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Batches of step `start`, `start` + 1, … without end."""
+        loader: DataLoader[Batch] = DataLoader(
+            _Items(self.images, self.view, self.seed, substitute=True),
+            batch_sampler=_Steps(self, start),  # type: ignore[arg-type]
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=self.pin_memory,
+            prefetch_factor=4 if self.workers else None,
+            worker_init_fn=_quiet_worker if self.workers else None,
+        )
+        for batch in loader:
+            if batch.failure:
+                raise Refusal(batch.failure)
+            yield batch
+
+
+def evaluation_batches(
+    images: ImageSet,
+    view: View,
+    *,
+    batch_size: int,
+    workers: int | None = None,
+    positions: np.ndarray | None = None,
+    epoch: int = 0,
+    seed: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Every image once, in order; unusable ones are left out and reported in `skipped`.
+
+    Args:
+        positions: which images (all of them by default).
+        epoch, seed: choose the random views, where `view` is random.
+    """
+    positions = np.arange(len(images)) if positions is None else positions
+    workers = default_workers() if workers is None else workers
+    keys = [[(epoch, int(p)) for p in positions[i : i + batch_size]] for i in range(0, len(positions), batch_size)]
+    if len(keys) < 4:
+        workers = 0  # starting processes would take longer than reading the images
+    loader: DataLoader[Batch] = DataLoader(
+        _Items(images, view, seed, substitute=False),
+        batch_sampler=keys,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_quiet_worker if workers else None,
+    )
+    for batch in loader:
+        if batch.failure:
+            raise Refusal(batch.failure)
+        yield batch
+
+
+def _quiet_worker(_: int) -> None:
+    """Workers leave Ctrl-C and SIGTERM of the whole process group to the parent, which saves first; one thread each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,36 @@
+"""Objectives: query, target, index -> loss. One file an objective; they see embeddings, never images.
+
+Each file has `Config` (whose `name` is the file's) and `Objective`:
+
+    Objective(config, width=…, target_width=…, images=…, device=…, seed=…)
+    projector_width       what the student's rows must be projected to; None leaves the backbone's
+    momentum              of the slow copy that makes the keys; None: the query without gradient is the key
+    objective(query, target, index) -> scalar, changes nothing
+    objective.update(key, target, index), after backward
+    state_dict, load_state_dict
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from compress_ssl.refusal import Refusal, nearest
+
+
+def names() -> list[str]:
+    """The objectives that come with the package, by file name."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def find(name: str) -> ModuleType:
+    """The module of an objective; a dotted name reaches one outside the package."""
+    if "." in name:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as trouble:
+            raise Refusal(f"--objective expected a module that can be imported, got {name!r}: {trouble}") from trouble
+    if name not in names():
+        raise Refusal(f"--objective expected an objective, got {name!r}: {nearest(name, names())}")
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,75 @@
+"""CompRess-2q: match the teacher's similarities to shared anchors, each model in its own space.
+
+Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 3.
+Relations: 1q puts the student in the teacher's space (query an existing index); 2q leaves it its own width.
+Differs from the authors' code: the bank is written after backward; same values, no copy of the bank. Rows that are not
+filled yet and anchors of the query's own image are not compared (`start`, `same_image` bring the authors' way back).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from compress_ssl.bank import Bank
+from compress_ssl.similarity import anchor_kl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's values."""
+
+    name: str = "compress_2q"
+    bank_size: int = 128_000  # anchors held at once; capped at the number of training images
+    temperature: float = 0.04  # divides similarities, both sides; larger blurs near neighbours into far ones
+    momentum: float | None = 0.999  # of the slow student that makes the keys; none: keys are the queries themselves
+    same_image: Literal["mask", "keep"] = "mask"  # an anchor of the query's own image; keep: as the authors' code
+    start: Literal["empty", "random"] = "empty"  # of the bank; random: noise rows, as the authors' code
+
+
+class Objective:
+    """A bank of (key, target) pairs and the divergence of a batch over it."""
+
+    projector_width: int | None = None  # the backbone's features are the embedding
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        width: int,
+        target_width: int,
+        images: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ):
+        self.config = config
+        self.momentum = config.momentum
+        self.bank = Bank(min(config.bank_size, images), {"key": width, "target": target_width}, device=device)
+        if config.start == "random":
+            self.bank.fill_randomly(torch.Generator().manual_seed(seed))
+
+    def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        """(B, D_s) unit rows with gradient, (B, D_t) unit rows, (B,) samples -> scalar in nats."""
+        masked = self.config.same_image == "mask"
+        return anchor_kl(
+            query,
+            self.bank.anchors("key"),
+            target,
+            self.bank.anchors("target"),
+            temperature=self.config.temperature,
+            index=index if masked else None,
+            anchor_index=self.bank.index if masked else None,
+        )
+
+    def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:
+        """Write the batch into the bank; to be called after backward."""
+        self.bank.write(index, key=key.detach().float(), target=target.float())
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.bank.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bank.load_state_dict(state)

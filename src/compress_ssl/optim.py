@@ -1,0 +1,68 @@
+"""Optimizers and learning-rate schedules, both functions of the share of the training that is done.
+
+A schedule is a function of progress in [0, 1], not of a step count, so the same shape fits 130 epochs or 30 minutes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from compress_ssl.refusal import Refusal
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Gradient descent. The defaults are the paper's (Sec. 4)."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.01  # peak; the paper's 0.01 is for batches of 256
+    sgd_momentum: float = 0.9  # of SGD; AdamW keeps its own 0.9 and 0.999
+    weight_decay: float = 1e-4  # of every parameter, as in the paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over the training, as a share of the peak."""
+
+    name: Literal["step", "cosine", "constant"] = "step"
+    milestones: tuple[float, ...] = (90 / 130, 120 / 130)  # step: shares of the training (the paper's epochs of 130)
+    factor: float = 0.2  # step: multiplies the rate at every milestone
+    warmup: float = 0.0  # share of the training over which the rate rises linearly from 0
+    final: float = 0.0  # cosine: share of the peak that is left at the end
+
+
+def optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The configured optimizer over the parameters that want a gradient."""
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    if config.learning_rate <= 0:
+        raise Refusal(f"--optimizer.learning-rate expected more than 0, got {config.learning_rate}: raise it")
+    if config.name == "adamw":
+        return torch.optim.AdamW(wanted, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        wanted, lr=config.learning_rate, momentum=config.sgd_momentum, weight_decay=config.weight_decay
+    )
+
+
+def rate(progress: float, config: ScheduleConfig) -> float:
+    """Share of the peak learning rate when `progress` (in [0, 1]) of the training is done."""
+    if progress < config.warmup:
+        return progress / config.warmup
+    if config.name == "constant":
+        return 1.0
+    if config.name == "step":
+        # a step that starts exactly at a milestone already has the lower rate; 1e-9 forgives m/n·n != m
+        return config.factor ** sum(progress >= milestone - 1e-9 for milestone in config.milestones)
+    done = (progress - config.warmup) / max(1e-12, 1 - config.warmup)
+    return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def set_rate(target: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Write the learning rate of the coming step into every parameter group."""
+    for group in target.param_groups:
+        group["lr"] = learning_rate

@@ -1,0 +1,116 @@
+"""A comparison -> cells: what was kept, what it costs, and why a number is missing; headings are in page.html."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress_ssl.page.models import Comparison, Model
+from compress_ssl.page.words import THIN, against, of_ten, percent, short, whole
+
+METRICS = (
+    "nearest_neighbour",
+    "nearest_neighbour_20",
+    "linear_probe",
+    "cluster_alignment",
+    "neighbour_overlap_10",
+    "asymmetric_nearest_neighbour",
+)
+COSTS = {  # what a student with a larger value is called, with a smaller value
+    "parameters": ("more", "fewer"),
+    "flops": ("more", "fewer"),
+    "weights_bytes": ("larger", "smaller"),
+    "images_per_second": ("faster", "slower"),
+    "width": None,
+    "input_size": None,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str = ""  # "" where missing
+    title: str = ""  # the number in full, or why it is missing
+    small: str = ""  # beside the teacher
+    best: bool = False
+    bar: float | None = None  # 0..1, length of the bar
+    tick: float | None = None  # 0..1, the teacher's place on it
+
+
+def table(one: Comparison, *, colours: dict[Path, int]) -> dict[str, Any]:
+    """All that the page shows of one comparison; `colours` are those of the curves, by run folder."""
+    used = {key for model in one.models for key in model.entry["metrics"]}
+    metrics = [key for key in METRICS if key in used] + sorted(used.difference(METRICS))
+    costs = [key for key in COSTS if any(model.size(key) for model in one.models)]
+    rows = []
+    for model in one.models:
+        spec = str(model.entry.get("spec", ""))
+        row = {
+            "name": model.name,
+            "spec": spec if Path(spec).name != model.known_as else "",
+            "is_teacher": model is one.teacher,
+            "colour": colours.get(model.place),
+            "metrics": [metric_cell(one, model, key) for key in metrics],
+            "costs": [cost_cell(one, model, key) for key in costs],
+        }
+        rows.append(row)
+    dashes = [cell.title for row in rows for cell in [*row["metrics"], *row["costs"]] if not cell.text]
+    absent: dict[str, list[str]] = {}  # why -> metrics that no model has
+    for key in METRICS:
+        if key not in used:
+            absent.setdefault(why_missing(one, one.models[-1], key), []).append(key)
+    return {
+        "data": one.data,
+        "images": one.images,
+        "hardware": [model.folder.environment["hardware"] for model in one.models],
+        "metrics": metrics,
+        "costs": costs,
+        "rows": rows,
+        "dashes": list(dict.fromkeys(dashes)),
+        "absent": absent,
+    }
+
+
+def metric_cell(one: Comparison, model: Model, key: str) -> Cell:
+    """One quality of one model, beside the teacher's."""
+    value = model.value(key)
+    if value is None:
+        return Cell(title=why_missing(one, model, key))
+    write = of_ten if key == "neighbour_overlap_10" else percent
+    scores = [score for student in one.students if (score := student.value(key)) is not None]
+    reference = {"asymmetric_nearest_neighbour": "nearest_neighbour", "neighbour_overlap_10": ""}.get(key, key)
+    is_student = model is not one.models[0]
+    teacher = one.models[0].value(reference) if is_student else None
+    return Cell(
+        text=write(value),
+        title=f"{value:.6g}",
+        small=f"{percent(value / teacher)} kept" if teacher else "",
+        best=is_student and len(scores) > 1 and write(value) == write(max(scores)),
+        bar=min(value, 1.0),
+        tick=teacher,
+    )
+
+
+def cost_cell(one: Comparison, model: Model, key: str) -> Cell:
+    """One size of one model, and how it stands to the teacher's."""
+    value, teacher, words = model.size(key), one.models[0].size(key), COSTS[key]
+    if value is None:
+        return Cell(title="not recorded")
+    if key in ("parameters", "flops", "weights_bytes"):
+        text = short(value, unit="B" if key == "weights_bytes" else "")
+    else:
+        text = (whole(value) if value >= 100 else f"{value:.3g}") + (f"{THIN}px" if key == "input_size" else "")
+    compared = words and model is not one.models[0]
+    return Cell(text=text, title=whole(value), small=against(value, teacher, *words) if compared else "")
+
+
+def why_missing(one: Comparison, model: Model, key: str) -> str:
+    """Why there is a dash, in the words of the evaluation that could not be done."""
+    if model is one.teacher and key == "neighbour_overlap_10":
+        return "the teacher is what students are compared with"
+    if key in model.entry["metrics"]:
+        return f"not a finite number: {model.entry['metrics'][key]}"
+    for evaluation, why in model.entry["missing"].items():
+        if f"{key}_".startswith(f"{evaluation}_"):  # neighbour_overlap writes neighbour_overlap_10
+            return str(why)
+    return "not measured"

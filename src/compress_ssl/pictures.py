@@ -1,0 +1,82 @@
+"""What a person can look at: a dozen queries with their neighbours under each model, and images of random clusters.
+
+Source of the cluster view: CompRess, Fig. 3 (random images from random clusters, one row a cluster).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from compress_ssl.clustering import k_means
+from compress_ssl.datasets import ImageSet
+from compress_ssl.evaluations import Embedded
+from compress_ssl.neighbours import nearest_neighbours
+
+QUERIES, NEIGHBOURS, CLUSTERS, MEMBERS = 12, 6, 12, 10
+LONGEST_SIDE = 96  # pixels of a thumbnail; some 3 kB each keep a page of three models under 2 MB
+
+
+def choose(models: dict[str, Embedded], train: ImageSet, test: ImageSet, *, seed: int = 0) -> dict[str, Any]:
+    """Queries, neighbours, clusters and thumbnails, as pictures.json keeps them.
+
+    Args:
+        models: name -> embeddings of the same images; queries are drawn from test, neighbours and clusters from train.
+        train, test: where the images are read.
+    """
+    first = next(iter(models.values()))
+    random = np.random.default_rng(seed)
+    queries = np.sort(random.permutation(len(first.test.ids))[:QUERIES])
+    count = len({int(label) for label in first.train.labels if label >= 0}) or 10
+    neighbours, clusters = {}, {}
+    shown: dict[str, tuple[ImageSet, str]] = {first.test.ids[query]: (test, first.test.ids[query]) for query in queries}
+    for name, embedded in models.items():
+        rows = torch.from_numpy(embedded.train.rows)
+        found = nearest_neighbours(torch.from_numpy(embedded.test.rows[queries]), rows, count=NEIGHBOURS)[1].numpy()
+        neighbours[name] = {
+            embedded.test.ids[query]: [embedded.train.ids[place] for place in places]
+            for query, places in zip(queries, found, strict=True)
+        }
+        assigned = k_means(
+            embedded.train.rows, clusters=count, iterations=20, seed=seed, start="k-means++", attempts=1
+        )[1]
+        present = np.unique(assigned)
+        rows_shown = []
+        for cluster in np.sort(np.random.default_rng(seed).permutation(present)[:CLUSTERS]):
+            members = np.random.default_rng((seed, int(cluster))).permutation(np.flatnonzero(assigned == cluster))
+            rows_shown.append([embedded.train.ids[place] for place in members[:MEMBERS]])
+        clusters[name] = rows_shown
+        for ids in [*neighbours[name].values(), *rows_shown]:
+            shown |= {id: (train, id) for id in ids if id not in shown}
+    places = {id: (images, place) for images in (train, test) for place, id in enumerate(images.ids) if id in shown}
+    return {
+        "queries": [first.test.ids[query] for query in queries],
+        "neighbours": neighbours,
+        "clusters": clusters,
+        "pictures": {id: _thumbnail(places[id][0].read(places[id][1])) for id in shown},
+        "labels": {id: _label(*places[id]) for id in shown},
+    }
+
+
+def _label(images: ImageSet, place: int) -> str | None:
+    label = int(images.labels[place])
+    return None if label < 0 else images.classes[label] if label < len(images.classes) else str(label)
+
+
+def _thumbnail(picture: np.ndarray) -> str:
+    """(H, W, 3) uint8 -> a data URL; small pictures stay exact, large ones become JPEG."""
+    image = Image.fromarray(picture)
+    buffer = io.BytesIO()
+    if max(image.size) <= LONGEST_SIDE // 2:
+        image.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    else:
+        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        image.save(buffer, "JPEG", quality=85)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

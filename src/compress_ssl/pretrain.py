@@ -1,0 +1,125 @@
+"""Self-supervised pretraining of a teacher: pictures without labels -> a run folder that every verb takes as a teacher.
+
+The frame is training.py's; the method (views, head, loss) is a file of pretraining/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from compress_ssl import datasets, optim, pretraining
+from compress_ssl.embed import EvaluationView, embed
+from compress_ssl.encoder import Encoder, open_encoder, save_encoder
+from compress_ssl.evaluations import Embedded, nearest_neighbour
+from compress_ssl.loader import TrainLoader
+from compress_ssl.optim import OptimizerConfig, ScheduleConfig
+from compress_ssl.run_folder import RunFolder
+from compress_ssl.settings import Flat
+from compress_ssl.training import HardwareConfig, Training, TrainingConfig, launch, step_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Train an encoder on images alone, to be a teacher."""
+
+    data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …
+    out: Path  # the run folder
+    encoder: str = "compress/resnet18_small"  # what to train, from random weights unless it says otherwise
+    size: int | None = None  # pixels of its input and of the training views; None: the encoder's own
+    method: Any = field(default_factory=lambda: pretraining.find("simclr").Config())  # a file of pretraining/
+    training: Flat[TrainingConfig] = TrainingConfig(epochs=100)
+    optimizer: OptimizerConfig = OptimizerConfig(name="adamw", learning_rate=1e-3)
+    schedule: ScheduleConfig = ScheduleConfig(name="cosine", warmup=0.05)
+    hardware: Flat[HardwareConfig] = HardwareConfig()
+    held_out: int = 1000  # training images kept aside to watch the 1-NN accuracy, at most a tenth; 0 for none
+    gallery: int = 5000  # training images they are compared with
+    unusual: datasets.Unusual = "skip"  # CMYK, 16-bit, palette, transparent and animated files: skip or convert
+    strict: bool = False  # an unusable image is an error
+    resume: bool = False  # continue the run in --out
+
+
+class Learner(nn.Module):
+    """What DistributedDataParallel wraps: images -> projections."""
+
+    def __init__(self, encoder: Encoder, method: nn.Module):
+        super().__init__()
+        self.encoder, self.method = encoder, method
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, V, 3, H, W) uint8 -> (V·B, P), all first views first."""
+        views = images.transpose(0, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return self.method(self.encoder(views))
+
+
+def run(config: Config) -> Path:
+    """Train, and return the run folder."""
+    console = Console(stderr=True)
+    method = pretraining.find(config.method.name)
+    images = datasets.open_splits(config.data, unusual=config.unusual).train
+    held_out = min(config.held_out, len(images) // 10)
+    if held_out:
+        images, watched = datasets.hold_out(images, count=held_out)
+        gallery = datasets.hold_out(images, count=min(config.gallery, len(images) - 1))[1]
+    fabric = launch(config.hardware, config.training.seed)
+    folder = RunFolder.open(config.out, config, resume=config.resume) if fabric.is_global_zero else None
+
+    encoder = open_encoder(config.encoder, weights="random", size=config.size)
+    learner = Learner(encoder, method.Method(config.method, width=encoder.width)).train()
+    loader = TrainLoader(
+        images,
+        method.make_view(config.method, encoder.preprocessing.size),
+        batch_size=config.training.batch_size,
+        seed=config.training.seed,
+        workers=config.hardware.workers,
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+        pin_memory=fabric.device.type == "cuda",
+    )
+    learner = learner.to(fabric.device, memory_format=torch.channels_last)
+    optimizer = optim.optimizer(learner.parameters(), config.optimizer)
+    wrapped, optimizer = fabric.setup(learner, optimizer)
+
+    def watch(_: Training) -> dict[str, float]:
+        if folder is not None:
+            save_encoder(encoder, folder.path / "student")  # the last one: choosing by labels would not be label-free
+        if not held_out or not fabric.is_global_zero or (watched.labels < 0).any():
+            return {}
+        encoder.eval()
+        view = EvaluationView(encoder.preprocessing)
+        rows = [
+            embed(encoder, part, view=view, device=fabric.device, workers=config.hardware.workers, console=console)
+            for part in (gallery, watched)
+        ]
+        encoder.train()
+        return nearest_neighbour.evaluate(Embedded(train=rows[0], test=rows[1]), nearest_neighbour.Config())
+
+    training = Training(
+        config.training,
+        config.schedule,
+        fabric=fabric,
+        folder=folder,
+        loader=loader,
+        optimizer=optimizer,
+        parts={"learner": learner, "optimizer": optimizer},
+        validate=watch,
+        strict=config.strict,
+        console=console,
+    )
+    if config.resume:
+        training.resume(config.out)
+    for batch in training:  # images (B, V, 3, H, W) uint8
+        generator = torch.Generator().manual_seed(step_seed(config.training.seed, training.step))
+        views = learner.method.change(batch.images, generator, rank=fabric.global_rank, ranks=fabric.world_size)
+        projections = wrapped(views)
+        loss = learner.method.loss(projections)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        optimizer.step()
+        training.note(loss)
+    return config.out

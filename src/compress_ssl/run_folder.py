@@ -1,0 +1,213 @@
+"""One run on disk: configuration, environment, metrics, skipped images, results; every write is atomic.
+
+    config.yaml         the whole resolved configuration
+    environment.json    command, versions, hardware, start
+    metrics.jsonl       one JSON object a line, "kind": "train" or "validation"
+    skipped.jsonl       images that could not be used: id, kind, detail
+    checkpoints/        what continues the run exactly
+    student/            the encoder that this run trained: safetensors and what rebuilds it
+    results.json, pictures.json, report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compress_ssl.refusal import Refusal
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write the whole file or leave the old one: temporary file beside it, fsync, rename, fsync of the folder."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+class replacing:  # noqa: N801  (reads as a verb where it is used)
+    """`with replacing(path) as temporary:` write `temporary` by any means; it becomes `path` only if the block ends well."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=self.path.suffix, dir=self.path.parent)
+        os.close(handle)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)  # mkstemp makes 0600; a run folder is shared like any other file
+        self.temporary = Path(name)
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                with self.temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                self.temporary.replace(self.path)
+                folder = os.open(self.path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+        finally:
+            self.temporary.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """A configuration as plain dictionaries, lists and scalars, the way YAML and JSON hold it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """`name: old → new` for every leaf at which two plain configurations differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in list(old) + [key for key in new if key not in old]:
+            found += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return found
+    return [] if old == new else [f"{prefix}: {old} → {new}"]
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and accelerators of this machine."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "processor": model,
+        "cores": cores,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "accelerators": devices,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """The exact command, the versions and the hardware: what someone needs to do this again."""
+    names = ("compress-ssl", "torch", "torchvision", "timm", "lightning", "lightly", "numpy", "pillow", "scikit-learn")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command_line": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": versions,
+        "hardware": hardware(),
+        "system": f"{platform.system()} {platform.release()}",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+class RunFolder:
+    """A run's folder, opened for writing by one process (rank 0)."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._skipped: dict[str, dict[str, str]] = {}
+        for line in _lines(path / "skipped.jsonl"):
+            self._skipped.setdefault(line["id"], line)
+
+    @classmethod
+    def open(cls, path: Path, config: Any, *, resume: bool) -> RunFolder:
+        """Start a run in an empty or new folder, or continue the one that is there.
+
+        Raises: Refusal if the folder holds another run, if there is nothing to resume, or if the
+        configuration is not the one the run was started with (the difference is in the message).
+        """
+        here = plain(config)
+        file = path / "config.yaml"
+        if resume:
+            if not file.is_file():
+                raise Refusal(f"--resume expected a run in {path}, got no config.yaml there: start it without --resume")
+            changed = differences(yaml.safe_load(file.read_text()), here)
+            if changed:
+                raise Refusal(
+                    f"--resume expected the configuration that {path} was started with, got {'; '.join(changed)}: "
+                    "use the old values, or another --out for a new run"
+                )
+            return cls(path)
+        if path.exists() and not path.is_dir():
+            raise Refusal(f"--out expected a folder, got the file {path}: name another place")
+        if path.is_dir() and any(path.iterdir()):
+            what = "another run" if file.is_file() else "other files"
+            raise Refusal(
+                f"--out expected an empty or new folder, got {path}, which holds {what}: "
+                "name another folder, or continue that run with --resume"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, yaml.safe_dump(here, sort_keys=False, allow_unicode=True))
+        run = cls(path)
+        run.write_json("environment.json", environment())
+        return run
+
+    def write_json(self, name: str, value: Any) -> None:
+        write_atomically(self.path / name, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
+
+    def log(self, kind: str, **values: float | int) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"kind": kind, **values}) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps that are about to be computed again (they come after the checkpoint)."""
+        kept = [line for line in _lines(self.path / "metrics.jsonl") if line["step"] <= step]
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def skip(self, sample: str, kind: str, detail: str) -> bool:
+        """List an image that cannot be used; True if it was not listed before."""
+        if sample in self._skipped:
+            return False
+        self._skipped[sample] = {"id": sample, "kind": kind, "detail": detail}
+        with (self.path / "skipped.jsonl").open("a") as file:
+            file.write(json.dumps(self._skipped[sample], ensure_ascii=False) + "\n")
+        return True
+
+    def skipped(self) -> Counter[str]:
+        """Images that could not be used, counted by kind."""
+        return Counter(line["kind"] for line in self._skipped.values())
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """JSON objects of a file of lines; a last line cut off by a kill is dropped."""
+    if not path.exists():
+        return
+    for line in path.read_text().split("\n"):
+        if not line:
+            continue
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return  # only the line that was being written when the process died can be incomplete

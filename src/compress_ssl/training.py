@@ -1,0 +1,399 @@
+"""The frame around a training loop: where it stands, how long it goes on, what is logged, shown, scored and saved.
+
+`for batch in training:` gives the batches of the steps that are left; the body computes one step and hands its loss to
+`training.note(loss)`. Between two steps the frame sets the learning rate, writes metrics (JSONL and TensorBoard), moves
+the progress bar, scores every few epochs, saves, and stops in good order on Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from torch import Tensor
+
+from compress_ssl import checkpoint, optim
+from compress_ssl.loader import Batch, TrainLoader
+from compress_ssl.refusal import Refusal
+from compress_ssl.run_folder import RunFolder
+
+CALIBRATION_STEPS = 12  # timed to fit a schedule into a time budget, after 3 that warm caches and kernels
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """Where the training runs."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1  # processes on this machine; with torchrun or SLURM their own count is used
+    nodes: int = 1  # machines
+    precision: Literal["auto", "32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it natively
+    workers: int | None = None  # processes that read images; None: one a core but one, eight at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, how much at once, how often."""
+
+    epochs: float = 130  # passes over the training images
+    time_budget: str | None = None  # e.g. 30m, 2h, 90s: epochs are chosen so that everything ends by then
+    batch_size: int = 256  # images per step, over all processes together
+    accumulate: int = 1  # parts a batch is computed in, for less memory; the step is the same but for batch norm
+    seed: int = 0  # of weights, order and views
+    validate_every_epochs: float = 5  # scores on held-out images; also at the end
+    save_every_minutes: float = 5  # what a kill can cost
+    log_every_steps: int = 20  # steps averaged into one line of metrics
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The training stopped because someone asked it to; everything is saved."""
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90s`, `30m`, `2h` or `1h30m`.
+
+    >>> parse_duration("1h30m")
+    5400.0
+    """
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    seconds = sum(float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
+    if seconds <= 0:
+        raise Refusal(f"--time-budget expected a duration such as 30m, 2h or 90s, got {text!r}: write one")
+    return seconds
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of whatever is drawn anew in a step, so that a resumed step draws the same."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is multiplied natively; emulated bf16 is ten times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return any(
+            getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        )
+    return False
+
+
+def launch(config: HardwareConfig, seed: int) -> Fabric:
+    """Fabric on the configured hardware, all processes started and seeded alike."""
+    accelerator = config.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise Refusal("--accelerator cuda expected an NVIDIA device, got none that torch sees: use cpu")
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise Refusal("--accelerator mps expected an Apple device, got none that torch sees: use cpu")
+    if config.devices < 1:
+        raise Refusal(f"--devices expected at least 1, got {config.devices}: raise it")
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(torch.device(accelerator)))
+    several = config.devices * config.nodes > 1
+    if accelerator == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where an operation stays in float32
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy="ddp" if several else "auto",
+        precision="bf16-mixed" if bf16 else "32-true",
+    )
+    fabric.launch()
+    fabric.seed_everything(seed, workers=False, verbose=False)
+    return fabric
+
+
+class Training:
+    """Iterate over it to train; see the module's docstring.
+
+    Args:
+        folder: the run folder, None on ranks other than 0.
+        parts: everything with a state that a resumed run must find again.
+        validate: called every few epochs; returns scores to log. It may save the encoder and set `best`.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        schedule: optim.ScheduleConfig,
+        *,
+        fabric: Fabric,
+        folder: RunFolder | None,
+        loader: TrainLoader,
+        optimizer: torch.optim.Optimizer,
+        parts: dict[str, checkpoint.Stateful],
+        validate: Callable[[Training], dict[str, float]],
+        strict: bool,
+        console: Console,
+    ):
+        if config.epochs <= 0:
+            raise Refusal(f"--epochs expected more than 0, got {config.epochs}: raise it")
+        self.config, self.schedule, self.fabric, self.run, self.loader = config, schedule, fabric, folder, loader
+        self.optimizer, self.parts, self.validate, self.strict, self.console = optimizer, parts, validate, strict, console
+        self.peak = optimizer.param_groups[0]["lr"]
+        self.step = 0  # steps done
+        self.total_steps = max(1, round(config.epochs * loader.steps_per_epoch))
+        self.budget = parse_duration(config.time_budget) if config.time_budget else None
+        self.fitted = self.budget is None
+        self.spent = 0.0  # seconds of training and scoring before this process took over
+        self.best = float("-inf")
+        self._scoring_seconds = 0.0
+        self._losses: list[Tensor] = []
+        self._interrupt: int | None = None
+
+    # ---- what the loops read -----------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training images done so far."""
+        return self.step / self.loader.steps_per_epoch
+
+    def note(self, loss: Tensor) -> None:
+        """Take the loss of the step (scalar, any device); it is read only when a line is written."""
+        self._losses.append(loss.detach())
+
+    # ---- state -------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint; every rank must call it."""
+        if self.fabric.is_global_zero and self.run is not None:
+            standing = {
+                "step": self.step,
+                "total_steps": self.total_steps,
+                "fitted": self.fitted,
+                "spent": self.spent + time.monotonic() - self._started,
+                "best": self.best,
+                "scoring_seconds": self._scoring_seconds,
+                "losses": [float(loss) for loss in self._losses],
+            }
+            checkpoint.save(self.run.path / "checkpoints" / "last.ckpt", self.parts, standing)
+        self.fabric.barrier()
+
+    def resume(self, run: Path) -> None:
+        """Continue where the checkpoint of the run folder stands; every rank must call it."""
+        standing = checkpoint.load(run / "checkpoints" / "last.ckpt", self.parts)
+        self.step, self.total_steps = standing["step"], standing["total_steps"]
+        self.fitted, self.spent, self.best = standing["fitted"], standing["spent"], standing["best"]
+        self._scoring_seconds = standing["scoring_seconds"]
+        self._losses = [torch.tensor(loss, device=self.fabric.device) for loss in standing["losses"]]
+        if self.run is not None:
+            self.run.forget_after(self.step)
+
+    # ---- the loop ----------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._started = time.monotonic()
+        handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with self._progress() as progress:
+                yield from self._steps(progress)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _steps(self, progress: _Bar) -> Iterator[Batch]:
+        validate_every = max(1, round(self.config.validate_every_epochs * self.loader.steps_per_epoch))
+        if self.step == 0:
+            scoring = time.monotonic()
+            self._score(progress)
+            self._scoring_seconds = time.monotonic() - scoring
+            self.save()  # so that a run can be resumed from its first second
+        last_save = window_start = time.monotonic()
+        window_steps = 0
+        calibration: float | None = None
+        first_step = self.step
+        batches = self.loader.batches(self.step)
+        while self.step < self.total_steps:
+            batch = next(batches)
+            self._report(batch)
+            learning_rate = self.peak * optim.rate(self.step / self.total_steps, self.schedule)
+            optim.set_rate(self.optimizer, learning_rate)
+            yield batch.to(self.fabric.device)
+            self.step += 1
+            window_steps += 1
+
+            if not self.fitted:
+                done = self.step - first_step
+                if done == 3:
+                    calibration = self._now()
+                elif calibration is not None and done == 3 + CALIBRATION_STEPS:
+                    self._fit((self._now() - calibration) / CALIBRATION_STEPS, validate_every)
+                    self.save()  # the schedule is now part of what a resumed run must repeat
+            if self.step % self.config.log_every_steps == 0 or self.step == self.total_steps:
+                loss = self._mean_loss()
+                now = time.monotonic()
+                speed = window_steps * self.loader.batch_size / max(1e-9, now - window_start)
+                self._log(loss, learning_rate, speed)
+                progress.update(self, loss, speed)
+                window_start, window_steps = now, 0
+            if self.step % validate_every == 0 or self.step == self.total_steps:
+                self._score(progress)
+                window_start, window_steps = time.monotonic(), 0
+            stop = self._stop_asked()
+            minutes = (time.monotonic() - last_save) / 60
+            if stop or self.step == self.total_steps or self._agree(minutes >= self.config.save_every_minutes):
+                self.save()
+                last_save = time.monotonic()
+                window_start, window_steps = time.monotonic(), 0
+            if stop and self.step < self.total_steps:
+                raise Interrupted(f"stopped at step {self.step} of {self.total_steps}, everything is saved")
+
+    def _fit(self, seconds_per_step: float, validate_every: int) -> None:
+        """Choose the number of steps so that training and scoring end within the budget; rank 0 decides for all."""
+        assert self.budget is not None
+        spent = self.spent + time.monotonic() - self._started
+        per_step = seconds_per_step + self._scoring_seconds / validate_every
+        left = max(0.0, self.budget * 0.97 - spent - 2 * self._scoring_seconds)
+        steps = torch.tensor(self.step + max(1, int(left / per_step)), device=self.fabric.device)
+        self.total_steps = int(self.fabric.broadcast(steps))
+        self.fitted = True
+        epochs = self.total_steps / self.loader.steps_per_epoch
+        self.console.print(f"time budget {self.config.time_budget}: {seconds_per_step * 1000:.0f} ms a step, "
+                           f"{self.total_steps} steps = {epochs:.2f} epochs", highlight=False)  # fmt: skip
+
+    def _now(self) -> float:
+        if self.fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic()
+
+    def _mean_loss(self) -> float:
+        """Mean loss since the last line, over all processes: the only host synchronisation of the loop."""
+        mean = torch.stack([loss.float() for loss in self._losses]).mean()
+        self._losses.clear()
+        value = float(self.fabric.all_reduce(mean, reduce_op="mean"))
+        if value != value:
+            raise Refusal(f"expected a finite loss, got NaN at step {self.step}: lower --optimizer.learning-rate "
+                          "or use --precision 32; the last checkpoint is from before")  # fmt: skip
+        return value
+
+    def _log(self, loss: float, learning_rate: float, speed: float) -> None:
+        if self.run is None:
+            return
+        values = {"loss": loss, "learning_rate": learning_rate, "images_per_second": round(speed, 1)}
+        self.run.log("train", step=self.step, epoch=round(self.epoch, 4), **values)
+        self._tensorboard(values)
+
+    def _score(self, progress: _Bar) -> None:
+        with progress.paused():
+            scores = self.validate(self)
+        if self.run is not None and scores:
+            self.run.log("validation", step=self.step, epoch=round(self.epoch, 4), **scores)
+            self._tensorboard(scores)
+            told = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())
+            self.console.print(f"epoch {self.epoch:.3g}: {told}", highlight=False)
+
+    def _tensorboard(self, values: dict[str, float]) -> None:
+        if not hasattr(self, "_writer"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            assert self.run is not None
+            self._writer = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.step)
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, self.step)
+        self._writer.flush()
+
+    def _report(self, batch: Batch) -> None:
+        for skipped in batch.skipped:
+            if self.strict:
+                raise Refusal(f"--strict expected every image to be usable, got {skipped.id}: {skipped.kind} "
+                              f"({skipped.detail}): mend or remove it, or leave out --strict")  # fmt: skip
+            if self.run is not None:
+                self.run.skip(*skipped)
+
+    # ---- stopping ----------------------------------------------------------------------------------------------------
+
+    def _ask_to_stop(self, number: int, _: Any) -> None:
+        if self._interrupt is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._interrupt = number
+        print(f"\n{signal.Signals(number).name}: finishing this step and saving …", file=sys.stderr)
+
+    def _stop_asked(self) -> bool:
+        return self._agree(self._interrupt is not None)
+
+    def _agree(self, mine: bool) -> bool:
+        """True on every rank as soon as it is true on one; asked only at log steps where there are several."""
+        if self.fabric.world_size == 1:
+            return mine
+        if self.step % self.config.log_every_steps:
+            return False
+        return bool(self.fabric.all_reduce(torch.tensor(float(mine), device=self.fabric.device), reduce_op="max") > 0)
+
+    def _progress(self) -> _Bar:
+        return _Bar(self.console, self)
+
+
+class _Bar:
+    """A live bar on a terminal, a line every half minute elsewhere."""
+
+    def __init__(self, console: Console, training: Training):
+        self.console = console
+        self.live = console.is_terminal and training.fabric.is_global_zero
+        self.last_line = time.monotonic()
+        if self.live:
+            columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.fields[told]}"))
+            self.progress = Progress(*columns, console=console)
+            self.task = self.progress.add_task("", total=training.total_steps, completed=training.step, epoch="0", told="")
+
+    def __enter__(self) -> _Bar:
+        if self.live:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.progress.stop()
+
+    def paused(self) -> _Paused:
+        return _Paused(self)
+
+    def update(self, training: Training, loss: float, speed: float) -> None:
+        steps_left = training.total_steps - training.step
+        left = steps_left * training.loader.batch_size / max(speed, 1e-9)
+        epochs = training.total_steps / training.loader.steps_per_epoch
+        told = f"loss {loss:.4f} · {speed:.0f} images/s · {_clock(left)} left"
+        if self.live:
+            self.progress.update(
+                self.task,
+                total=training.total_steps,
+                completed=training.step,
+                epoch=f"{training.epoch:.1f}/{epochs:.4g}",
+                told=told,
+            )
+        elif training.fabric.is_global_zero and (time.monotonic() - self.last_line > 30 or steps_left == 0):
+            self.last_line = time.monotonic()
+            self.console.print(f"epoch {training.epoch:.2f}/{epochs:.4g} · {told}", highlight=False)
+
+
+class _Paused:
+    """Scoring shows a bar of its own; two live bars at once garble a terminal."""
+
+    def __init__(self, bar: _Bar):
+        self.bar = bar
+
+    def __enter__(self) -> None:
+        if self.bar.live:
+            self.bar.progress.stop()
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar.live:
+            self.bar.progress.start()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

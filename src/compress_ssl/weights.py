@@ -1,0 +1,184 @@
+"""A weights file -> the state dict of one of our backbones, strictly: every tensor accounted for, nothing executed.
+
+Reads `.safetensors` and whatever `torch.save` wrote, the latter without ever running a pickle's code. Nestings
+(`state_dict`, `model`, `module`) and prefixes (`module.`, `backbone.`, `encoder_q.`, ...) are taken off, a classifier
+is left behind by its name; what then differs from the backbone is refused with the list of differences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as safetensors
+from torch import Tensor, nn
+
+from compress_ssl.refusal import Refusal
+
+NESTINGS = ("state_dict", "model", "module")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder_q.")
+HEADS = ("fc", "head", "heads", "classifier")
+CHECKSUM = "sha256_of_tensors"  # key in the header of the files we write
+SHOWN = 3  # keys of each sort that a refusal lists
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Read the tensors of a weights file onto the CPU, outer nestings taken off, names and dtypes as stored.
+
+    Raises: Refusal if the file is missing, damaged, no weights file, or a pickle that would have to run code.
+    """
+    if not file.is_file():
+        raise Refusal(f"expected a weights file, got {str(file)!r}, which is not a file: check the path after the '@'.")
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in NESTINGS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = {}
+    if isinstance(content, Mapping):
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        found = _some(map(str, content)) if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise Refusal(
+            f"expected a state dict (names and tensors) in {str(file)!r}, got {found}: "
+            "save the model's state_dict() and give that file."
+        )
+    return tensors
+
+
+def backbone_part(state: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a file that belong to the backbone, under the backbone's own names.
+
+    Prefixes come off, outermost first, until at least one name is the backbone's; what does not carry the prefix (a
+    momentum encoder, a queue, a projector) stays behind. A head on top is left out by its name, but never a tensor
+    that the backbone itself has.
+    """
+    own = backbone.state_dict().keys()
+    part = dict(state)
+    while not part.keys() & own:
+        prefix = next((prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in part)), None)
+        if prefix is None:
+            break
+        part = {name.removeprefix(prefix): tensor for name, tensor in part.items() if name.startswith(prefix)}
+    heads = tuple(f"{head}." for head in (*HEADS, *getattr(backbone, "head_names", ())))
+    return {name: tensor for name, tensor in part.items() if name in own or not name.startswith(heads)}
+
+
+def fit_weights(backbone: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy `state` into the backbone, cast to its dtype; all or nothing.
+
+    Batch norm's step counters may be absent, as they are in older files: they do not change an embedding.
+
+    Args:
+        source: what the weights are called in an error, usually the file.
+    Raises: Refusal that lists missing, unexpected and wrongly shaped names; or those that hold NaN or infinity.
+    """
+    own = backbone.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        f"{name} {_shape(state[name])} instead of {_shape(own[name])}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    wrong = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    if any(wrong.values()):
+        told = ", ".join(f"{len(names)} {sort} ({_some(names)})" for sort, names in wrong.items() if names)
+        raise Refusal(
+            f"expected the {len(own)} tensors of this backbone in {source}, got {told}: "
+            "name the backbone that the weights were made for, or give the weights of this one."
+        )
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise Refusal(f"expected finite weights in {source}, got NaN or infinity in {_some(broken)}: use another file.")
+    own.update(state)  # `own` carries the versions of its modules, without which some refuse to load
+    backbone.load_state_dict(own)
+
+
+def pack_weights(state: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a `.safetensors` file that `read_weights` reads back; floating tensors as float32.
+
+    The header holds a checksum of names, shapes and values, so that a flipped bit is noticed as well as a missing end.
+    """
+    packed = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().clone().contiguous()
+        for name, tensor in state.items()
+    }
+    return safetensors.save(packed, metadata={"format": "pt", CHECKSUM: _checksum(packed)})
+
+
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read_safetensors(file: Path) -> object:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+            expected = (stored.metadata() or {}).get(CHECKSUM)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(file, error) from error
+    if expected is not None and expected != _checksum(state):
+        raise _damaged(file, ValueError("its checksum does not match"))
+    return state
+
+
+def _read_torch(file: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            # torch warns about foreign pickle protocols and TorchScript before it refuses them; we say it once
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL:? ([\w.]+)", str(error))
+        if named is None and not _is_pickle(file):
+            raise _damaged(file, error) from error
+        what = f"a pickle that asks to run {named[1]}" if named else "a pickle that is more than tensors"
+        raise Refusal(
+            f"expected tensors only in {str(file)!r}, got {what}, which we never do: if you trust the file, convert it "
+            "once with torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE), leaving out the "
+            "['state_dict'] if it has none."
+        ) from error
+    except Exception as error:  # on damaged bytes torch raises nearly anything: OSError, IndexError, KeyError, ...
+        if "TorchScript" in str(error):
+            raise Refusal(
+                f"expected a state dict in {str(file)!r}, got a TorchScript program: "
+                "convert it once with torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
+            ) from error
+        raise _damaged(file, error) from error
+
+
+def _is_pickle(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(1) == b"\x80"
+
+
+def _damaged(file: Path, error: Exception) -> Refusal:
+    # torch's own words on a pickle are a page of advice to switch the safety off
+    reason = "" if isinstance(error, pickle.UnpicklingError) else str(error).strip().split("\n")[0].split(". ")[0]
+    size = file.stat().st_size
+    return Refusal(
+        f"expected a whole .safetensors or torch.save file, got {str(file)!r} of {size:,} bytes that cannot be read"
+        f"{f' ({reason})' if reason else ''}: copy or download it again."
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    shown = list(names)
+    return ", ".join(shown[:SHOWN]) + (", …" if len(shown) > SHOWN else "")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "scalar"
