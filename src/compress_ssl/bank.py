@@ -53,8 +53,10 @@ class Bank:
             index: (B,) int64 samples.
             rows: name -> (B, D) unit rows. Of more than K rows the last K are kept, as if written one by one.
         """
-        if rows.keys() != self._rows.keys():
-            raise ValueError(f"expected rows for {sorted(self._rows)}, got {sorted(rows)}: both banks go in step")
+        shapes = {name: tuple(given.shape) for name, given in rows.items()}
+        expected = {name: (len(index), whole.shape[1]) for name, whole in self._rows.items()}
+        if shapes != expected:
+            raise ValueError(f"expected rows {expected}, got {shapes}: every model's bank is written in step")
         count = len(index)
         if count > self.size:
             self.position = (self.position + count - self.size) % self.size
@@ -76,14 +78,18 @@ class Bank:
         self.filled = self.size
 
     def state_dict(self) -> dict[str, Any]:
-        """The filled rows only: views, not copies."""
+        """The filled rows only: views of a full bank, copies before (a file would hold all that a view is part of)."""
         rows = {name: self.anchors(name) for name in self._rows}
-        return {"size": self.size, "position": self.position, "index": self.index, "rows": rows}
+        if self.filled < self.size:
+            rows = {name: anchors.clone() for name, anchors in rows.items()}
+        return {"size": self.size, "position": self.position, "index": self.index.clone(), "rows": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["size"] != self.size or state["rows"].keys() != self._rows.keys():
-            raise Refusal(f"expected a saved bank of {self.size} rows for {sorted(self._rows)}, got {state['size']} "
-                          f"rows for {sorted(state['rows'])}: resume with the options that started the run")  # fmt: skip
+        expected = {name: rows.shape[1] for name, rows in self._rows.items()}
+        got = {name: rows.shape[1] for name, rows in state["rows"].items()}
+        if state["size"] != self.size or got != expected:
+            raise Refusal(f"expected a saved bank of {self.size} rows with widths {expected}, got {state['size']} "
+                          f"rows with widths {got}: resume with the options that started the run")  # fmt: skip
         self.position, self.filled = state["position"], len(state["index"])
         self._index[: self.filled] = state["index"]
         for name, rows in state["rows"].items():

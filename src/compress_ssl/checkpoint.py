@@ -15,6 +15,8 @@ import torch
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import replacing
 
+FORMAT = 1
+
 
 class Stateful(Protocol):
     """Whatever has a state that a resumed run must find again."""
@@ -26,8 +28,16 @@ class Stateful(Protocol):
 def save(path: Path, parts: dict[str, Stateful], standing: dict[str, Any]) -> None:
     """Write every part's state, the generators and where the run stands, atomically."""
     state = {name: part.state_dict() for name, part in parts.items()}
+    whole = {"format": FORMAT, "parts": state, "standing": standing, "generators": _generators()}
     with replacing(path) as temporary:
-        torch.save({"format": 1, "parts": state, "standing": standing, "generators": _generators()}, temporary)
+        try:
+            with temporary.open("wb") as file:
+                torch.save(whole, file)
+        except RuntimeError as trouble:
+            # torch's zip writer stumbles over a write that failed and hides why: a full disk must stay an OSError
+            if isinstance(trouble.__context__, OSError):
+                raise trouble.__context__ from None
+            raise
 
 
 def load(path: Path, parts: dict[str, Stateful]) -> dict[str, Any]:
@@ -43,6 +53,9 @@ def load(path: Path, parts: dict[str, Stateful]) -> dict[str, Any]:
         # torch raises half a dozen kinds (zip, pickle, runtime, EOF) for a damaged file; all mean the same to a reader
         raise Refusal(f"expected a checkpoint in {path}, got a damaged file ({type(trouble).__name__}): "
                       "restore it from a backup or start the run anew") from trouble  # fmt: skip
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise Refusal(f"expected a checkpoint of format {FORMAT} in {path}, got another file: restore it from a backup "
+                      "or start the run anew")  # fmt: skip
     if set(state["parts"]) != set(parts):
         raise Refusal(f"expected a checkpoint with {sorted(parts)}, got {sorted(state['parts'])} in {path}: "
                       "resume with the command that started the run")  # fmt: skip
@@ -53,12 +66,12 @@ def load(path: Path, parts: dict[str, Stateful]) -> dict[str, Any]:
 
 
 def _generators() -> dict[str, Any]:
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "python": [version, list(internal), gauss],
     }
 

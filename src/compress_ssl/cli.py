@@ -6,10 +6,16 @@ the verb is known: `compress-ssl --help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import io
 import os
+import re
+import shlex
 import sys
+import types
+import typing
 from typing import Any
 
 from compress_ssl import __version__
@@ -37,10 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as trouble:
         place = f" {trouble.filename}" if trouble.filename else ""
         if trouble.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _say(f"expected room on the disk, got none left while writing{place}: free some space, then use "
-                        "--resume; what was saved before is whole")  # fmt: skip
+            return _say(f"expected room on the disk, got none left while writing{place}: free some space, then run it "
+                        "again, a training with --resume; what was saved before is whole")  # fmt: skip
         if trouble.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return _say(f"expected permission, got {trouble.strerror!r} for{place}: choose another folder or change its rights")
+            return _say(
+                f"expected permission, got {trouble.strerror!r} for{place}: choose another folder or change its rights"
+            )
+        if trouble.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP):
+            return _say(f"expected a path that can be used, got {trouble.strerror!r} for{place}: choose another")
         raise
     except KeyboardInterrupt:
         return _say("interrupted", code=130)
@@ -63,8 +73,8 @@ def _run(arguments: list[str]) -> int:
     except Exception as trouble:
         if type(trouble).__name__ != "Interrupted":
             raise
-        print(f"{trouble}\ncontinue with: compress-ssl {' '.join([verb, *(rest if '--resume' in rest else [*rest, '--resume'])])}",
-              file=sys.stderr)  # fmt: skip
+        again = shlex.join(["compress-ssl", verb, *rest, *([] if "--resume" in rest else ["--resume"])])
+        print(f"{trouble}\ncontinue with: {again}", file=sys.stderr)
         return 130
     if int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("RANK", "0")) == 0:
         if verb in ("distill", "evaluate"):
@@ -76,28 +86,126 @@ def _run(arguments: list[str]) -> int:
 
 
 def parse(kind: type, arguments: list[str], program: str) -> Any:
-    """Flags and files -> a Config. Files come first on the line; a later one overrides an earlier one."""
+    """Flags and files -> a Config. Files come first on the line; a later one overrides an earlier one, flags all files.
+
+    Raises: Refusal if an option is unknown, missing, or has a value that it cannot take; SystemExit after --help.
+    """
+    import dataclasses
+
     import tyro
+
+    from compress_ssl.settings import build, choose, gather, options
 
     files = []
     while arguments and arguments[0].endswith((".yaml", ".yml")):
         files.append(arguments[0])
         arguments = arguments[1:]
-    import dataclasses
-
     fields = {field.name: field for field in dataclasses.fields(kind)}
     arguments, chosen = _choose_families(arguments, fields)
-    from compress_ssl.settings import build, read
-
-    settings: dict[str, Any] = {}
-    for file in files:
-        settings = _merge(settings, read(file))
+    families = {name: folder for name, folder in FAMILIES.items() if name in fields}
+    settings = gather(kind, files, families)
     for name, value in chosen.items():
-        given = settings.get(name)
-        if not isinstance(given, dict) or given.get("name") != value:
-            settings[name] = {"name": value}
-    default = build(kind, settings, FAMILIES)
-    return tyro.cli(kind, args=arguments, default=default, prog=program, description=kind.__doc__)
+        settings[name] = {**choose(settings.get(name), value), "name": value}
+    default = build(kind, settings, families)
+
+    asked = {"-h", "--help"} & set(arguments) or any(
+        word.startswith("--tyro-") for word in arguments
+    )  # shell completion
+    known = options(kind, default)
+    given = {} if asked else _given(arguments, known, program)
+    arguments = arguments if asked else _with_nones(arguments, known)
+    missing = [
+        name for name in known if "." not in name and name not in given and getattr(default, name, 0) is tyro.MISSING
+    ]
+    if missing and not asked:
+        flags = ", ".join(map(_flag, missing))
+        raise Refusal(
+            f"expected {flags}, got nothing for {'it' if len(missing) == 1 else 'them'}: see {program} --help"
+        )
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            config, rest = tyro.cli(
+                kind, args=arguments, default=default, prog=program, description=kind.__doc__, return_unknown_args=True
+            )
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise _refused(told.getvalue(), given, known, program) from None
+    if rest:
+        files_first = any(word.endswith((".yaml", ".yml")) for word in rest)
+        advice = "name files before the options" if files_first else f"see {program} --help"
+        raise Refusal(f"expected options and their values, got {shlex.join(rest)} too: {advice}")
+    return config
+
+
+def _given(arguments: list[str], known: dict[str, Any], program: str) -> dict[str, list[str]]:
+    """Option -> the words that follow it.
+
+    Raises: Refusal if there is no such option.
+    """
+    given: dict[str, list[str]] = {}
+    words: list[str] = []
+    for argument in arguments:
+        if not argument.startswith("--"):
+            words.append(argument)
+            continue
+        flag, equals, value = argument.partition("=")
+        name = flag[2:].replace("-", "_")
+        positive = re.sub(r"(^|\.)no_", r"\1", name)  # --no-strict
+        if name not in known and known.get(positive) is not bool:
+            names = [_flag(option) for option in known]
+            ends = [option for option in names if option.endswith(f".{flag[2:]}")]  # --temperature, without its group
+            advice = f"did you mean {ends[0]!r}?" if ends else nearest(flag, names)
+            raise Refusal(f"expected an option of {program}, got {flag}: {advice}")
+        words = given[name if name in known else positive] = [value] if equals else []
+    return given
+
+
+def _with_nones(arguments: list[str], known: dict[str, Any]) -> list[str]:
+    """`none` as tyro spells it, where an option takes it; a folder may well be called none."""
+    written, option = [], ""
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--"):
+            option = flag[2:].replace("-", "_")
+        takes_none = types.NoneType in typing.get_args(known.get(option))
+        if takes_none and argument == "none":
+            argument = "None"
+        elif takes_none and equals and value == "none":
+            argument = f"{flag}=None"
+        written.append(argument)
+    return written
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
+def _refused(told: str, given: dict[str, list[str]], known: dict[str, Any], program: str) -> Refusal:
+    """What tyro has against the values, in one sentence: by our own judgement, else in tyro's words without its box."""
+    from compress_ssl.settings import fit_words
+
+    for option, words in given.items():
+        if known[option] is not bool:
+            try:
+                fit_words(words, known[option], _flag(option))
+            except Refusal as refusal:
+                return refusal
+    blocks: list[list[str]] = [[]]  # between the rules of its box, which is drawn in ASCII where it must be
+    for line in told.splitlines():
+        text = line.strip(" │|╭╮╰╯─-")
+        if text and not line.startswith("╭"):
+            blocks[-1].append(text)
+        elif blocks[-1]:
+            blocks.append([])
+    sentence = " ".join(blocks[0 if "╭" in told else 1])
+    if "expected " in sentence:  # a refusal of a Config's own, which tyro has put in a box
+        return Refusal(sentence[sentence.index("expected ") :])
+    return Refusal(f"expected values that the options take, got: {sentence}: see {program} --help")
 
 
 def _choose_families(arguments: list[str], fields: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
@@ -119,14 +227,6 @@ def _choose_families(arguments: list[str], fields: dict[str, Any]) -> tuple[list
             rest.append(arguments[place])
         place += 1
     return rest, chosen
-
-
-def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(old)
-    for key, value in new.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
 
 
 def _help() -> str:

@@ -18,7 +18,7 @@ from compress_ssl.refusal import Refusal
 from compress_ssl.training import HardwareConfig, TrainingConfig
 from compress_ssl.transforms import TrainView
 
-TEACHER = "compress/resnet18_small_w32"
+TEACHER = "compress/resnet10_small_w24"
 STUDENT = "compress/resnet10_small_w8"
 SIZE = 8  # pixels: the digits as they are
 
@@ -69,7 +69,7 @@ def run(config: Config) -> Path:
                 out=out / name,
                 objective=objectives.find(objective).Config(**options),
                 view=TrainView(scale=(0.4, 1.0), flip=0.0),
-                training=TrainingConfig(epochs=40, batch_size=64, seed=config.seed, validate_every_epochs=5, log_every_steps=5),
+                training=TrainingConfig(epochs=30, batch_size=64, seed=config.seed, validate_every_epochs=5, log_every_steps=5),
                 optimizer=OptimizerConfig(name="sgd", learning_rate=0.2),
                 schedule=ScheduleConfig(name="cosine", warmup=0.05),
                 hardware=hardware,
@@ -77,13 +77,13 @@ def run(config: Config) -> Path:
         )
 
     tell(f"a teacher, {TEACHER}, learns by SimCLR without labels")
-    learn_alone(TEACHER, "teacher", epochs=30)
+    learn_alone(TEACHER, "teacher", epochs=24)
     tell(f"it is compressed into {STUDENT} by 1q: in the teacher's own space")
     compress("compress_1q", "student_1q")
     tell("and by 2q: in a space of its own")
     compress("compress_2q", "student_2q", momentum=0.99)
     tell("the same student learns alone by SimCLR, for comparison")
-    learn_alone(STUDENT, "student_alone", epochs=30)
+    learn_alone(STUDENT, "student_alone", epochs=24)
     tell("all are scored on the 360 test digits")
     named = {name: str(out / name) for name in ("teacher", "student_1q", "student_2q", "student_alone")}
     named["student_random"] = f"{STUDENT}@random"

@@ -6,7 +6,7 @@ Beyond the paper: held-out images, needing no labels, choose the best student; a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,15 @@ from compress_ssl.embed import EvaluationView, embed
 from compress_ssl.encoder import Encoder, open_encoder
 from compress_ssl.evaluate import Protocols, describe, result_table, score, write_results
 from compress_ssl.evaluations import Embedded, nearest_neighbour, neighbour_overlap
-from compress_ssl.loader import TrainLoader
+from compress_ssl.loader import Skipped, TrainLoader
 from compress_ssl.momentum import Momentum
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
+from compress_ssl.settings import Flat
 from compress_ssl.student import Student, save_student
 from compress_ssl.teacher import LiveTeacher, Teacher, open_teacher
-from compress_ssl.settings import Flat
-from compress_ssl.training import HardwareConfig, Training, TrainingConfig, launch
+from compress_ssl.training import HardwareConfig, Training, TrainingConfig, launch, on_first, refuse_skipped
 from compress_ssl.transforms import TrainView, cut, draw_crop
 
 
@@ -64,7 +64,8 @@ class OneCrop:
         self.view, self.size = view, size
 
     def __call__(self, picture: np.ndarray, random: np.random.Generator) -> Tensor:
-        return cut(picture, draw_crop(*picture.shape[:2], self.view, random), self.size)
+        height, width = picture.shape[:2]
+        return cut(picture, draw_crop(height, width, self.view, random), self.size)
 
 
 def run(config: Config) -> Path:
@@ -72,7 +73,7 @@ def run(config: Config) -> Path:
     console = Console(stderr=True)
     images, watched = _split(config)
     fabric = launch(config.hardware, config.training.seed)
-    run = RunFolder.open(config.out, config, resume=config.resume) if fabric.is_global_zero else None
+    run = on_first(fabric, lambda: RunFolder.open(config.out, config, resume=config.resume))
 
     teacher = open_teacher(
         config.teacher, images, size=config.teacher_size, device=fabric.device, workers=config.hardware.workers
@@ -87,7 +88,9 @@ def run(config: Config) -> Path:
         device=fabric.device,
         seed=config.training.seed,
     )
-    student = Student(encoder, objective.projector_width).train().to(fabric.device, memory_format=torch.channels_last)
+    student = (
+        Student(encoder, objective.projector_width).train().to(fabric.device).to(memory_format=torch.channels_last)
+    )
     momentum = Momentum(student, objective.momentum)
     optimizer = optim.optimizer(student.parameters(), config.optimizer)
     wrapped, optimizer = fabric.setup(student, optimizer)
@@ -102,7 +105,11 @@ def run(config: Config) -> Path:
         pin_memory=fabric.device.type == "cuda",
     )
 
-    scorer = Scorer(config, student, teacher, watched, run, console) if run is not None else None
+    def make_scorer() -> Scorer:
+        assert run is not None
+        return Scorer(config, student, teacher, watched, run, console)
+
+    scorer = on_first(fabric, make_scorer)
     training = Training(
         config.training,
         config.schedule,
@@ -130,7 +137,9 @@ def run(config: Config) -> Path:
                 fabric.backward(loss)  # reads the bank, changes nothing
             with fabric.autocast():
                 key = momentum(part.images, query)  # (b, D_s)  slow copy of the student, or the query without gradient
-            keys.append(key), targets.append(target), losses.append(loss.detach())
+            keys.append(key)
+            targets.append(target)
+            losses.append(loss.detach())
         optimizer.step()
         key, target, index = everywhere(fabric, torch.cat(keys), torch.cat(targets), batch.index)
         objective.update(key, target, index)  # after backward, so no step copies the bank
@@ -145,17 +154,26 @@ def everywhere(fabric: Fabric, *rows: Tensor) -> tuple[Tensor, ...]:
     """Rows of all processes, in the order in which one process would have had them: every rank's bank is the same."""
     if fabric.world_size == 1:
         return rows
-    return tuple(fabric.all_gather(part).flatten(0, 1) for part in rows)
+    whole = []
+    for part in rows:
+        parts = [torch.empty_like(part) for _ in range(fabric.world_size)]
+        torch.distributed.all_gather(parts, part.contiguous())
+        whole.append(torch.cat(parts))
+    return tuple(whole)
 
 
 class Scorer:
     """Scores the student on held-out images, without labels, and keeps the best one in the run folder."""
 
-    def __init__(self, config: Config, student: Student, teacher: Teacher, splits: Splits, folder: RunFolder, console: Console):
+    def __init__(
+        self, config: Config, student: Student, teacher: Teacher, splits: Splits, folder: RunFolder, console: Console
+    ):
         self.config, self.student, self.folder, self.console, self.splits = config, student, folder, console, splits
-        assert splits.test is not None
         self.device = next(student.parameters()).device
-        self.teacher = Embedded(train=teacher.embeddings(splits.train), test=teacher.embeddings(splits.test))
+        assert splits.test is not None
+        self.watched = (splits.train, splits.test)
+        gallery, queries = (teacher.embeddings(images) for images in self.watched)
+        self.teacher = Embedded(train=gallery, test=queries)
         self.teacher_model = teacher
 
     def __call__(self, training: Training) -> dict[str, float]:
@@ -173,7 +191,8 @@ class Scorer:
 
     def finish(self) -> None:
         """Score the best student and its teacher on the held-out images once more, for results.json."""
-        best = open_encoder(str(self.folder.path), weights="random").to(self.device, memory_format=torch.channels_last)
+        best = open_encoder(str(self.folder.path), weights="random")
+        best = best.to(self.device).to(memory_format=torch.channels_last)
         models = {"teacher": self.teacher, "student": self._embed(best)}
         about = {
             "teacher": {"spec": self.config.teacher, "width": self.teacher.train.rows.shape[1]},
@@ -181,13 +200,22 @@ class Scorer:
         }
         if isinstance(self.teacher_model, LiveTeacher):
             about["teacher"] |= describe(self.teacher_model.encoder, self.device)
-        chosen = {name: evaluations.find(name) for name in ("nearest_neighbour", "neighbour_overlap", "cluster_alignment")}
+        chosen = {
+            name: evaluations.find(name) for name in ("nearest_neighbour", "neighbour_overlap", "cluster_alignment")
+        }
         scores = {name: score(embedded, chosen, Protocols()) for name, embedded in models.items()}
         write_results(self.folder, data=self.config.data, models=models, scores=scores, about=about, splits=self.splits)
         self.console.print(result_table(scores, about))
         if self.folder.skipped():
             counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.folder.skipped().items()))
-            self.console.print(f"images that could not be used, listed in {self.folder.path / 'skipped.jsonl'}: {counts}")
+            self.console.print(
+                f"images that could not be used, listed in {self.folder.path / 'skipped.jsonl'}: {counts}"
+            )
+
+    def _skip(self, skipped: Skipped) -> None:
+        if self.config.strict:
+            refuse_skipped(skipped)
+        self.folder.skip(*skipped)
 
     def _embed(self, encoder: Encoder) -> Embedded:
         """Both splits as `encoder` sees them, in eval mode; its mode is put back."""
@@ -200,11 +228,11 @@ class Scorer:
                 view=EvaluationView(encoder.preprocessing),
                 device=self.device,
                 workers=self.config.hardware.workers,
-                on_skip=lambda skipped: self.folder.skip(*skipped) and None,
+                on_skip=self._skip,
                 console=self.console,
                 told="scoring",
             )
-            for images in (self.splits.train, self.splits.test)
+            for images in self.watched
         ]
         encoder.train(training)
         return Embedded(train=rows[0], test=rows[1], teacher=self.teacher)

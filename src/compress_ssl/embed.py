@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
-
-from torch import nn
+from torch import Tensor, nn
 
 from compress_ssl import __version__, datasets
 from compress_ssl.datasets import ImageSet
-from compress_ssl.embeddings import Embeddings, TableWriter, read_manifest
+from compress_ssl.embeddings import Embeddings, Table, TableWriter, read_manifest
 from compress_ssl.encoder import open_encoder
 from compress_ssl.loader import Skipped, View, evaluation_batches
 from compress_ssl.refusal import Refusal
@@ -31,7 +29,7 @@ Skip = Callable[[Skipped], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Store an encoder's embeddings of a data set; started again, it does only what is missing."""
+    """Store embeddings of a data set; started again, it does only what is missing."""
 
     encoder: str  # a run folder, timm/NAME, torchvision/NAME, …@weights
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …
@@ -100,11 +98,17 @@ def run(config: Config) -> Path:
                 on_skip=_refuse if config.strict else skipped.append,
                 console=console,
                 told=f"{name}, shard {shard + 1} of {shards[name]}",
+                empty_width=width,
             )
             table.write(name, shard, rows, skipped, config.dtype)
             for skip in skipped:
                 console.print(f"skipped {skip.id}: {skip.kind} ({skip.detail})", markup=False)
     table.complete(shards)
+    for name, images in splits.items():
+        if not Table(config.out).ids(name):
+            raise Refusal(
+                f"expected at least one usable image in {images.name}, got none: mend them, or use --unusual convert"
+            )
     return config.out
 
 
@@ -124,7 +128,9 @@ def open_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as trouble:
         reason = str(trouble).splitlines()[0]
-        raise Refusal(f"--device expected cpu, cuda or mps as available here, got {name!r} ({reason}): use cpu") from None
+        raise Refusal(
+            f"--device expected cpu, cuda or mps as available here, got {name!r} ({reason}): use cpu"
+        ) from None
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -161,6 +167,7 @@ def embed(
     told: str = "embedding",
     epoch: int = 0,
     seed: int = 0,
+    empty_width: int | None = None,
 ) -> Embeddings:
     """Unit rows of every usable image, in order, in memory.
 
@@ -168,6 +175,7 @@ def embed(
         encode: (B, 3, H, W) uint8 on `device` -> (B, D); put a module in eval mode first.
         on_skip: called for each image that cannot be used; such images have no row.
         epoch, seed: choose the random views where `view` is random.
+        empty_width: without a usable image return no rows of this width, as a part of a larger set may; None: refuse.
     Raises: Refusal naming the image if a row is zero, infinite or not a number; if no image is usable.
     """
     rows, places = [], []
@@ -185,8 +193,12 @@ def embed(
                 rows.append(unit_rows(encode(batch.images), batch.index, images.ids).cpu())
                 places.append(batch.index.cpu().numpy())
             bar.advance(task, len(batch.index) + len(batch.skipped))
+    if not rows and empty_width is not None:
+        return Embeddings(rows=np.empty((0, empty_width), np.float32), labels=np.empty(0, np.int64), ids=())
     if not rows:
-        raise Refusal(f"expected at least one usable image in {images.name}, got none: see skipped.jsonl for the reasons")
+        raise Refusal(
+            f"expected at least one usable image in {images.name}, got none: see skipped.jsonl for the reasons"
+        )
     index = np.concatenate(places)
     return Embeddings(
         rows=torch.cat(rows).numpy(), labels=images.labels[index], ids=tuple(images.ids[place] for place in index)

@@ -119,8 +119,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise Refusal(f"expected an embeddings table in {path}, got no manifest.json: make one with `embed`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as trouble:
         raise Refusal(f"expected a JSON manifest in {path}, got {trouble}: make the table anew") from trouble
-    if manifest.get("format") != FORMAT:
-        raise Refusal(f"expected a table of format {FORMAT} in {path}, got {manifest.get('format')!r}: make it anew")
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("format") != FORMAT
+        or not isinstance(manifest.get("origin"), dict)
+    ):
+        found = manifest.get("format") if isinstance(manifest, dict) else f"a {type(manifest).__name__}"
+        raise Refusal(f"expected a table of format {FORMAT} and its origin in {path}, got {found!r}: make it anew")
     return manifest
 
 
@@ -132,7 +137,8 @@ def is_table(path: Path) -> bool:
 class Table:
     """A finished table, opened for reading; rows stay on disk.
 
-    Raises: Refusal if it is unfinished, or a file is missing or of another shape than its neighbours.
+    Raises: Refusal if it is unfinished, or a shard is missing, of another shape, or not the one that was written (its
+        bytes are compared with their checksum once, when a split is first used).
     """
 
     def __init__(self, path: Path):
@@ -184,9 +190,13 @@ class Table:
             for number in range(self.manifest["splits"][split]):
                 file = self.path / split / f"{number:05d}.npy"
                 try:
-                    shard = np.load(file, mmap_mode="r", allow_pickle=False)
                     about = json.loads(file.with_suffix(".json").read_text())
-                except (OSError, ValueError) as trouble:
+                    with file.open("rb") as stream:
+                        found = hashlib.file_digest(stream, "sha256").hexdigest()
+                    if found != about["sha256"]:
+                        raise ValueError("bytes that do not match their checksum")
+                    shard = np.load(file, mmap_mode="r", allow_pickle=False)
+                except (OSError, ValueError, KeyError, TypeError) as trouble:
                     raise Refusal(
                         f"expected a shard of rows in {file}, got {trouble}: make the table anew"
                     ) from trouble

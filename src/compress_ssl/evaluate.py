@@ -80,6 +80,10 @@ def run(config: Config) -> Path:
     device = open_device(config.device)
     splits = open_data(config.data, config.held_out, unusual=config.unusual)
     assert splits.test is not None
+    for name in ("config.yaml", "results.json"):
+        if (config.out / name).exists():
+            raise Refusal(f"--out expected a folder without results, got {config.out}, which holds {name} of another run: "
+                          "name another")  # fmt: skip
     config.out.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(config.out)
 
@@ -236,18 +240,28 @@ def write_results(
     folder.write_json("pictures.json", pictures.choose(models, splits.train, splits.test))
 
 
+SHORT = {  # headings that leave a table of five models within 80 columns
+    "nearest_neighbour": "1-NN",
+    "nearest_neighbour_20": "20-NN",
+    "linear_probe": "linear",
+    "cluster_alignment": "CA",
+    "neighbour_overlap_10": "kept of 10",
+    "asymmetric_nearest_neighbour": "asym. 1-NN",
+}
+
+
 def result_table(scores: dict[str, dict[str, Any]], about: dict[str, dict[str, Any]]) -> RichTable:
     """The table that a terminal shows."""
     columns = list(dict.fromkeys(metric for found in scores.values() for metric in found["metrics"]))
     table = RichTable(header_style="bold")
     table.add_column("model", no_wrap=True)
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(SHORT.get(column, column.replace("_", " ")), justify="right")
     table.add_column("parameters", justify="right")
     table.add_column("multiply-adds", justify="right")
     for name, found in scores.items():
         values = [f"{100 * found['metrics'][metric]:.1f}" if metric in found["metrics"] else "–" for metric in columns]
-        sizes = [f"{about[name][key]:,}" if key in about[name] else "–" for key in ("parameters", "flops")]
+        sizes = [_rounded(about[name][key]) if key in about[name] else "–" for key in ("parameters", "flops")]
         table.add_row(name, *values, *sizes)
     return table
 
@@ -272,3 +286,10 @@ def _augmented(encoder: Encoder, images: ImageSet, embed_split: Callable) -> Cal
     view = ProbeView(encoder.preprocessing.size)
     return lambda epoch: embed_split(encoder, images, view, f"linear probe, epoch {epoch + 1}", epoch)
 
+
+def _rounded(count: int) -> str:
+    """Three digits and a unit: 11.2 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)

@@ -154,6 +154,8 @@ class TrainLoader:
                 f"--batch-size expected at most the number of training images ({len(images)} in {images.name}), "
                 f"got {batch_size}: lower it"
             )
+        if ranks > 1 and batch_size < 2 * ranks:
+            raise Refusal(f"--batch-size expected at least 2 for each of the {ranks} processes, got {batch_size}: raise it")
         if batch_size % ranks:
             raise Refusal(f"--batch-size expected a multiple of the {ranks} processes, got {batch_size}: change either")
         self.images, self.view, self.batch_size, self.seed = images, view, batch_size, seed
@@ -180,6 +182,7 @@ class TrainLoader:
             collate_fn=_collate,
             pin_memory=self.pin_memory,
             prefetch_factor=4 if self.workers else None,
+            generator=torch.Generator(),  # else each new iterator draws from the generator that weights and dropout use
             worker_init_fn=_quiet_worker if self.workers else None,
         )
         for batch in loader:
@@ -216,6 +219,7 @@ def evaluation_batches(
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin_memory,
+        generator=torch.Generator(),  # as above
         worker_init_fn=_quiet_worker if workers else None,
     )
     for batch in loader:

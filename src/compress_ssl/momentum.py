@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress_ssl.refusal import Refusal
 from compress_ssl.student import Student
 
 
@@ -20,7 +21,7 @@ class Momentum:
 
     def __init__(self, student: Student, momentum: float | None):
         if momentum is not None and not 0 <= momentum < 1:
-            raise ValueError(f"expected a momentum in [0, 1), got {momentum}: the paper's is 0.999")
+            raise Refusal(f"--objective.momentum expected in [0, 1), got {momentum}: the paper's is 0.999")
         self.momentum = momentum
         self.slow = None if momentum is None else copy.deepcopy(student).requires_grad_(False).train()
 

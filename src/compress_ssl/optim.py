@@ -40,7 +40,7 @@ class ScheduleConfig:
 def optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     """The configured optimizer over the parameters that want a gradient."""
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    if config.learning_rate <= 0:
+    if not config.learning_rate > 0:
         raise Refusal(f"--optimizer.learning-rate expected more than 0, got {config.learning_rate}: raise it")
     if config.name == "adamw":
         return torch.optim.AdamW(wanted, lr=config.learning_rate, weight_decay=config.weight_decay)

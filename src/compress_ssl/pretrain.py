@@ -19,9 +19,10 @@ from compress_ssl.encoder import Encoder, open_encoder, save_encoder
 from compress_ssl.evaluations import Embedded, nearest_neighbour
 from compress_ssl.loader import TrainLoader
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
+from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
 from compress_ssl.settings import Flat
-from compress_ssl.training import HardwareConfig, Training, TrainingConfig, launch, step_seed
+from compress_ssl.training import HardwareConfig, Training, TrainingConfig, launch, on_first, step_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ class Learner(nn.Module):
 
     def __init__(self, encoder: Encoder, method: nn.Module):
         super().__init__()
-        self.encoder, self.method = encoder, method
+        self.encoder = encoder
+        self.method: Any = method
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, V, 3, H, W) uint8 -> (V·B, P), all first views first."""
@@ -60,6 +62,11 @@ class Learner(nn.Module):
 def run(config: Config) -> Path:
     """Train, and return the run folder."""
     console = Console(stderr=True)
+    if config.training.accumulate != 1:
+        raise Refusal(
+            f"--accumulate expected 1, got {config.training.accumulate}: pretraining compares all images of a batch "
+            "with each other, which parts cannot; lower --batch-size instead"
+        )
     method = pretraining.find(config.method.name)
     images = datasets.open_splits(config.data, unusual=config.unusual).train
     held_out = min(config.held_out, len(images) // 10)
@@ -67,7 +74,7 @@ def run(config: Config) -> Path:
         images, watched = datasets.hold_out(images, count=held_out)
         gallery = datasets.hold_out(images, count=min(config.gallery, len(images) - 1))[1]
     fabric = launch(config.hardware, config.training.seed)
-    folder = RunFolder.open(config.out, config, resume=config.resume) if fabric.is_global_zero else None
+    folder = on_first(fabric, lambda: RunFolder.open(config.out, config, resume=config.resume))
 
     encoder = open_encoder(config.encoder, weights="random", size=config.size)
     learner = Learner(encoder, method.Method(config.method, width=encoder.width)).train()
@@ -81,7 +88,7 @@ def run(config: Config) -> Path:
         ranks=fabric.world_size,
         pin_memory=fabric.device.type == "cuda",
     )
-    learner = learner.to(fabric.device, memory_format=torch.channels_last)
+    learner = learner.to(fabric.device).to(memory_format=torch.channels_last)
     optimizer = optim.optimizer(learner.parameters(), config.optimizer)
     wrapped, optimizer = fabric.setup(learner, optimizer)
 

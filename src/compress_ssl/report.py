@@ -3,8 +3,6 @@
 Reads only files, so a page can be made where the training ran or anywhere else, also while a run is still going on.
 The page is one file: no script, no font, nothing is loaded from elsewhere; a content security policy inside it has the
 browser enforce that. Ids and class names come from file names and are escaped.
-
-Cost: 20 kB a figure, 0.2–1.5 kB a picture; pictures beyond a budget are made smaller: a page stays below 2 MB.
 """
 
 from __future__ import annotations
@@ -19,12 +17,11 @@ import tyro
 
 from compress_ssl.page.curves import RUN_COLOURS, figures
 from compress_ssl.page.folders import Folder, read_folders
-from compress_ssl.page.gallery import Album, galleries
-from compress_ssl.page.headline import progress, sentence, title
+from compress_ssl.page.gallery import galleries, picture_rules
+from compress_ssl.page.headline import heading, progress, sentence
 from compress_ssl.page.models import compare, run_names
-from compress_ssl.page.provenance import provenance
-from compress_ssl.page.table import COSTS, metric_columns, table
-from compress_ssl.page.words import breakable
+from compress_ssl.page.table import table
+from compress_ssl.page.words import breakable, whole
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import write_atomically
 
@@ -47,15 +44,15 @@ def run(config: Config) -> Path:
     out = config.out or folders[0].path / "report.html"
     if out.is_dir():
         out = out / "report.html"
-    page = render(folders, heading=config.title)
+    page = render(folders, title=config.title)
     try:
-        write_atomically(out, page.encode("utf-8", "replace"))  # a file name that is not UTF-8 shows as "?"
+        write_atomically(out, page.encode("utf-8", "replace"))  # a folder name that is not UTF-8 shows as "?"
     except OSError as error:
         raise Refusal(f"expected to write {out}, got {error.strerror}: choose another --out") from error
     return out
 
 
-def render(folders: Sequence[Folder], *, heading: str | None) -> str:
+def render(folders: Sequence[Folder], *, title: str | None) -> str:
     """The page as text."""
     comparisons, models = compare(folders)
     names = run_names(folders, comparisons)
@@ -63,26 +60,23 @@ def render(folders: Sequence[Folder], *, heading: str | None) -> str:
     waiting = [folder for folder in folders if folder.results is None and folder.path.resolve() not in scored]
     curved = [folder for folder in folders if folder.train or folder.validation]
     colours = {folder.path.resolve(): position % RUN_COLOURS for position, folder in enumerate(curved)}
-    tables = [table(one, colours=colours) for one in comparisons]
-    notes = [
-        *metric_columns(comparisons),
-        *(column for column in COSTS if any(column in one["costs"] for one in tables)),
-    ]
-    album = Album()
+    tables = [{"sentence": sentence(one), **table(one, colours=colours)} for one in comparisons]
+    columns = [key for kind in ("metrics", "costs") for one in tables for key in one[kind]]
+    shown = galleries(folders, models)
+    numbers, rules = picture_rules(shown)
+
     template = importlib.resources.files("compress_ssl.page").joinpath("page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["breakable"] = breakable
-    return environment.from_string(template).render(
-        title=heading or title(comparisons, list(names.values())),
-        sentences=[sentence(one) for one in comparisons],
+    jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.filters |= {"breakable": breakable, "whole": whole}
+    return jinja.from_string(template).render(
+        title=title or heading(comparisons, list(names.values())),
         progress=[progress(folder, name=names[folder.label]) for folder in waiting],
         tables=tables,
-        notes=notes,
-        note_ids={column.key: position for position, column in enumerate(notes)},
+        columns=list(dict.fromkeys(columns)),
         figures=figures(curved, names),
-        galleries=galleries(folders, models, album),
-        picture_rules=album.rules(),
-        sources=[provenance(folder, name=names[folder.label]) for folder in folders],
+        galleries=shown,
+        run_colours=RUN_COLOURS,
+        picture_numbers=numbers,
+        picture_rules=rules,
+        sources=[(names[folder.label], folder) for folder in folders],
     )

@@ -1,5 +1,7 @@
 """One run on disk: configuration, environment, metrics, skipped images, results; every write is atomic.
 
+The folder holds
+
     config.yaml         the whole resolved configuration
     environment.json    command, versions, hardware, start
     metrics.jsonl       one JSON object a line, "kind": "train" or "validation"
@@ -16,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 import tempfile
@@ -29,6 +32,8 @@ import yaml
 
 from compress_ssl.refusal import Refusal
 
+_LEFT_OVER = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # a temporary file of `replacing` whose process was killed
+
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write the whole file or leave the old one: temporary file beside it, fsync, rename, fsync of the folder."""
@@ -36,8 +41,8 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-class replacing:  # noqa: N801  (reads as a verb where it is used)
-    """`with replacing(path) as temporary:` write `temporary` by any means; it becomes `path` only if the block ends well."""
+class replacing:
+    """`with replacing(path) as temporary:` write `temporary` by any means; it becomes `path` if the block ends well."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -152,26 +157,44 @@ class RunFolder:
         if resume:
             if not file.is_file():
                 raise Refusal(f"--resume expected a run in {path}, got no config.yaml there: start it without --resume")
-            changed = differences(yaml.safe_load(file.read_text()), here)
+            changed = differences(_compared(yaml.safe_load(file.read_text())), _compared(here))
             if changed:
                 raise Refusal(
                     f"--resume expected the configuration that {path} was started with, got {'; '.join(changed)}: "
                     "use the old values, or another --out for a new run"
                 )
-            return cls(path)
+            run = cls(path)
+            run._mend()
+            return run
         if path.exists() and not path.is_dir():
             raise Refusal(f"--out expected a folder, got the file {path}: name another place")
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(not _LEFT_OVER.fullmatch(inside.name) for inside in path.iterdir()):
             what = "another run" if file.is_file() else "other files"
             raise Refusal(
                 f"--out expected an empty or new folder, got {path}, which holds {what}: "
                 "name another folder, or continue that run with --resume"
             )
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, FileNotFoundError) as trouble:
+            raise Refusal(f"--out expected a place for a new folder, got {path} ({trouble.strerror}): "
+                          "name another place") from trouble  # fmt: skip
         write_atomically(file, yaml.safe_dump(here, sort_keys=False, allow_unicode=True))
         run = cls(path)
         run.write_json("environment.json", environment())
         return run
+
+    def _mend(self) -> None:
+        """Repair what a kill can leave behind: temporary files, a missing first file, a line cut off."""
+        for folder in (self.path, self.path / "checkpoints", self.path / "student"):
+            for inside in folder.glob(".*"):
+                if _LEFT_OVER.fullmatch(inside.name):
+                    inside.unlink()
+        if not (self.path / "environment.json").exists():
+            self.write_json("environment.json", environment())
+        if (self.path / "skipped.jsonl").exists():
+            lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in self._skipped.values()]
+            write_atomically(self.path / "skipped.jsonl", "".join(lines))
 
     def write_json(self, name: str, value: Any) -> None:
         write_atomically(self.path / name, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
@@ -198,6 +221,11 @@ class RunFolder:
     def skipped(self) -> Counter[str]:
         """Images that could not be used, counted by kind."""
         return Counter(line["kind"] for line in self._skipped.values())
+
+
+def _compared(config: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same to continue a run: all but how the folder is written and that it is continued."""
+    return {name: value for name, value in config.items() if name not in ("out", "resume")}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Configuration files: YAML of plain values -> the dataclass that is the configuration.
 
-A file holds only what differs from the defaults. An unknown key is refused with the nearest known one.
+A file holds only what differs from the defaults; of several files, a later one overrides an earlier one. Keys may be
+written with dashes, as on the command line. An unknown key is refused with the nearest known one.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ Flat = Annotated[_Config, tyro.conf.arg(name="")]
 
 
 def read(file: str) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """The mapping that a YAML file holds, keys with underscores.
 
-    Raises: Refusal if the file is missing, not YAML, or not a mapping.
+    Raises: Refusal if the file is missing, not YAML, or not a mapping of names.
     """
     try:
-        values = yaml.safe_load(Path(file).read_text())
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Refusal(f"expected a configuration file, got {file}, which does not exist: check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as trouble:
@@ -38,7 +39,50 @@ def read(file: str) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise Refusal(f"expected option: value lines in {file}, got a {type(values).__name__}: mend the file")
-    return values
+    return _underscored(values, file)
+
+
+def _underscored(values: dict[Any, Any], file: str) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise Refusal(f"expected names of options as keys in {file}, got {key!r}: mend the file")
+        name = key.replace("-", "_")
+        if name in named:
+            raise Refusal(f"expected every option once in {file}, got {name} as {key!r} too: remove one")
+        named[name] = _underscored(value, file) if isinstance(value, dict) else value
+    return named
+
+
+def gather(kind: type, files: list[str], families: dict[str, str]) -> dict[str, Any]:
+    """The values of all files together, for the dataclass `kind`; a later file overrides an earlier one."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    merged: dict[str, Any] = {}
+    for file in files:
+        values = _grouped(read(file), hints)
+        for name in families.keys() & values.keys():
+            if isinstance(values[name], str):
+                values[name] = {"name": values[name]}
+            merged[name] = choose(
+                merged.get(name), values[name].get("name") if isinstance(values[name], dict) else None
+            )
+        merged = _merge(merged, values)
+    return merged
+
+
+def choose(given: Any, name: str | None) -> dict[str, Any]:
+    """The options of a family's file, as far as they still hold when `name` is chosen: another file has others."""
+    if not isinstance(given, dict):
+        given = {}
+    return given if name is None or given.get("name", name) == name else {}
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
 
 
 def build(kind: type, values: dict[str, Any], families: dict[str, str], *, prefix: str = "", base: Any = None) -> Any:
@@ -52,12 +96,11 @@ def build(kind: type, values: dict[str, Any], families: dict[str, str], *, prefi
     hints = typing.get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     values = _grouped(values, hints)
-    known = {key.replace("-", "_"): key for key in values}
-    for key, given in known.items():
+    for key in values:
         if key not in fields:
             names = [name for name in fields if not _is_flat(hints[name])]
             names += [field.name for name in fields if _is_flat(hints[name]) for field in _parts(hints[name])]
-            raise Refusal(f"expected an option of this command, got {prefix}{given}: {nearest(key, names)}")
+            raise Refusal(f"expected an option of this command, got {prefix}{key}: {nearest(key, names)}")
     result = {}
     for name, field in fields.items():
         if base is not None:
@@ -68,15 +111,15 @@ def build(kind: type, values: dict[str, Any], families: dict[str, str], *, prefi
             default = field.default_factory()
         else:
             default = tyro.MISSING
-        if name not in known:
+        if name not in values:
             result[name] = default
             continue
-        value, where = values[known[name]], f"{prefix}{name}"
+        value, where = values[name], f"{prefix}{name}"
         if name in families and not prefix:
             if not isinstance(value, dict):
                 value = {"name": value}
             package = importlib.import_module(f"compress_ssl.{families[name]}")
-            module = package.find(value.get("name", getattr(default, "name", "")))
+            module = package.find(_fit(value.get("name", getattr(default, "name", "")), str, f"{where}.name"))
             result[name] = build(module.Config, value, {}, prefix=f"{where}.")
         elif dataclasses.is_dataclass(default) and not isinstance(default, type):
             if not isinstance(value, dict):
@@ -98,12 +141,54 @@ def _parts(hint: Any) -> tuple[dataclasses.Field, ...]:
 def _grouped(values: dict[str, Any], hints: dict[str, Any]) -> dict[str, Any]:
     """Options of a flat group moved under the group's name, where a run folder's config.yaml already has them."""
     owner = {field.name: name for name, hint in hints.items() if _is_flat(hint) for field in _parts(hint)}
-    grouped = {key: value for key, value in values.items() if key.replace("-", "_") not in owner}
+    grouped = {key: value for key, value in values.items() if key not in owner}
     for key, value in values.items():
-        if key.replace("-", "_") in owner:
-            group = owner[key.replace("-", "_")]
-            grouped[group] = {**grouped.get(group, {}), key: value}
+        if key in owner:
+            group = grouped.get(owner[key], {})
+            if not isinstance(group, dict):
+                raise Refusal(f"expected options under {owner[key]}, got {group!r}: write them as `name: value` lines")
+            grouped[owner[key]] = {**group, key: value}
     return grouped
+
+
+def options(kind: type, default: Any, *, prefix: str = "") -> dict[str, Any]:
+    """Every option of a command, dotted and with underscores -> the type that it takes; positional ones are left out.
+
+    Args:
+        default: an instance, which says what the families' options are.
+    """
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        value = getattr(default, name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            found |= options(type(value), value, prefix=prefix if _is_flat(hint) else f"{prefix}{name}.")
+        elif tyro.conf.Positional not in getattr(hint, "__metadata__", ()):
+            found[f"{prefix}{name}"] = hint
+    return found
+
+
+def fit_words(words: list[str], hint: Any, where: str) -> Any:
+    """What follows an option on the command line, as the type that it takes; the judge of what tyro has refused.
+
+    Raises: Refusal if the words are no such value.
+    """
+    if typing.get_origin(hint) is typing.Annotated:
+        return fit_words(words, typing.get_args(hint)[0], where)
+    if typing.get_origin(hint) is tuple:
+        return _fit([_plain(word) for word in words], hint, where)
+    if not words:
+        raise Refusal(f"expected {_told(hint)} after {where}, got nothing: write it there")
+    try:
+        return _fit(words[0], hint, where)
+    except Refusal:
+        return _fit(_plain(words[0]), hint, where)
+
+
+def _plain(word: str) -> Any:
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
 
 
 def _fit(value: Any, hint: Any, where: str) -> Any:
@@ -121,12 +206,13 @@ def _fit(value: Any, hint: Any, where: str) -> Any:
                 return _fit(value, option, where)
             except Refusal:
                 continue
-        raise Refusal(f"expected {hint} for {where}, got {value!r}: correct the value")
-    if origin is typing.Literal:
-        if value in arguments:
-            return value
-        raise Refusal(f"expected one of {', '.join(map(str, arguments))} for {where}, got {value!r}: choose one")
-    if origin is tuple and isinstance(value, (list, tuple)):
+    elif origin is typing.Literal:
+        for option in arguments:
+            if option == value or (type(value) is int and option == str(value)):  # YAML reads 32 as a number
+                return option
+        hint_at = nearest(value, map(str, arguments)) if isinstance(value, str) else "choose one"
+        raise Refusal(f"expected one of {', '.join(map(str, arguments))} for {where}, got {value!r}: {hint_at}")
+    elif origin is tuple and isinstance(value, (list, tuple)):
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         if len(kinds) == len(value):
             return tuple(_fit(item, kind, where) for item, kind in zip(value, kinds, strict=True))
@@ -134,12 +220,37 @@ def _fit(value: Any, hint: Any, where: str) -> Any:
         return Path(value)
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    elif hint is Any or (isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
+    elif hint is Any or (
+        isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    ):
         return value
     elif hint is float and isinstance(value, str):
         try:
             return float(value)  # YAML reads 1e-4 as a string
         except ValueError:
             pass
-    name = getattr(hint, "__name__", str(hint))
-    raise Refusal(f"expected {name} for {where}, got {value!r}: correct the value")
+    raise Refusal(f"expected {_told(hint)} for {where}, got {value!r}: correct the value")
+
+
+def _told(hint: Any) -> str:
+    """A type in a reader's words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _told(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_told(option) for option in arguments)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"a list of which each is {_told(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}, each {_told(arguments[0])}"
+    words = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        Path: "a path",
+        types.NoneType: "none",
+    }
+    return words.get(hint, getattr(hint, "__name__", str(hint)))

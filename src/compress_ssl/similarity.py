@@ -35,9 +35,10 @@ def anchor_kl(
         anchor_index: (A,) int64 sample of each anchor.
     Returns: scalar in nats, mean over B, in the query's dtype but at least float32. A query with no anchor left
         (none at all, or only its own image) contributes 0 and no gradient.
-    Raises: ValueError if shapes do not fit together or the temperature is not positive.
+    Raises: ValueError if shapes do not fit together, one index is missing or the temperature is not positive.
     """
     _check(query, query_anchors, target, target_anchors, temperature)
+    _check_samples(index, anchor_index, len(query), len(query_anchors))
     dtype = torch.promote_types(query.dtype, torch.float32)
     if len(query_anchors) == 0:
         return (query * 0).sum().to(dtype)
@@ -69,3 +70,16 @@ def _check(query: Tensor, query_anchors: Tensor, target: Tensor, target_anchors:
         raise ValueError(f"expected as many query anchors as target anchors, got {shapes}: fill both banks together")
     if not temperature > 0:
         raise ValueError(f"expected a temperature above 0, got {temperature}: the paper's is 0.04")
+
+
+def _check_samples(index: Tensor | None, anchor_index: Tensor | None, queries: int, anchors: int) -> None:
+    if index is None and anchor_index is None:
+        return
+    if index is None or anchor_index is None:
+        missing = "index" if index is None else "anchor_index"
+        raise ValueError(f"expected both index and anchor_index or neither, got no {missing}: pass it too")
+    if index.shape != (queries,) or anchor_index.shape != (anchors,):
+        raise ValueError(
+            f"expected one sample per query ({queries},) and per anchor ({anchors},), got index {tuple(index.shape)}, "
+            f"anchor_index {tuple(anchor_index.shape)}: take them with their rows"
+        )

@@ -54,7 +54,8 @@ def load_projector(folder: Path) -> nn.Linear | None:
         state = load_file(file)
         projector = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
         projector.load_state_dict(state)
-    except (SafetensorError, KeyError, RuntimeError) as trouble:
-        raise Refusal(f"expected a linear projector in {file}, got {trouble}: restore the file") from trouble
+    except (SafetensorError, KeyError, IndexError, RuntimeError) as trouble:
+        told = " ".join(str(trouble).split())  # torch lists what does not fit on lines of their own
+        raise Refusal(f"expected a linear projector in {file}, got {told}: restore the file") from trouble
     return projector.requires_grad_(False)
 

@@ -47,7 +47,7 @@ class LiveTeacher:
     """An encoder in eval mode, without gradient: it sees the very pixels that the student sees."""
 
     def __init__(self, encoder: Encoder, images: ImageSet, *, device: torch.device, workers: int | None):
-        self.encoder = encoder.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        self.encoder = encoder.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         self.width, self.preprocessing = encoder.width, encoder.preprocessing
         self.device, self.workers, self._ids = device, workers, images.ids
 
@@ -66,7 +66,7 @@ class StoredTeacher:
     (the paper's cached setting, 0.4 to 0.5 points below a live teacher)."""
 
     def __init__(self, table: Table, images: ImageSet, *, device: torch.device):
-        self.table, self.device = table, device
+        self.table, self.device, self._ids = table, device, images.ids
         self.width = table.width
         self.preprocessing = Preprocessing(**_tuples(table.origin["encoder"]["preprocessing"]))
         self._places = {id: place for place, id in enumerate(table.ids("train"))}
@@ -76,23 +76,32 @@ class StoredTeacher:
         places = np.array([self._places.get(id, -1) for id in images.ids])
         # an image that could not be used when the table was made cannot be used now: the loader takes another instead
         skipped = self.table.skipped("train")
-        missing = [place for place in np.flatnonzero(places < 0) if images.ids[place] not in skipped]
+        missing = [place for place in np.flatnonzero(places < 0) if images.ids[int(place)] not in skipped]
         if missing:
             raise Refusal(
                 f"expected a stored embedding for every image of {images.name}, got none for {len(missing)} of "
-                f"{len(places)} ({images.ids[missing[0]]}, …) in {self.table.path}: run `embed` over this data"
+                f"{len(places)} ({images.ids[int(missing[0])]}, …) in {self.table.path}: run `embed` over this data"
             )
         return places
 
     def __call__(self, batch: Batch) -> Tensor:
-        places = self._index[batch.index.cpu().numpy()]
+        index = batch.index.cpu().numpy()
+        places = self._index[index]
+        if (places < 0).any():
+            sample = self._ids[int(index[np.flatnonzero(places < 0)[0]])]
+            raise Refusal(
+                f"expected a stored embedding for {sample}, got an image that could not be used when {self.table.path} "
+                "was made and can be now: run `embed` again with the same --unusual, into another folder"
+            )
         return self._rows(places).to(self.device, non_blocking=True)
 
     def embeddings(self, images: ImageSet) -> Embeddings:
         places = self._positions(images)
         usable = np.flatnonzero(places >= 0)
         rows = self._rows(places[usable]).numpy()
-        return Embeddings(rows=rows, labels=images.labels[usable], ids=tuple(images.ids[place] for place in usable))
+        return Embeddings(
+            rows=rows, labels=images.labels[usable], ids=tuple(images.ids[int(place)] for place in usable)
+        )
 
     def _rows(self, places: np.ndarray) -> Tensor:
         rows = torch.from_numpy(self.table.rows("train", places).astype(np.float32))

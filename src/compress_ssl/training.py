@@ -7,28 +7,38 @@ the progress bar, scores every few epochs, saves, and stops in good order on Ctr
 
 from __future__ import annotations
 
+import atexit
+import math
+import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
 from compress_ssl import checkpoint, optim
-from compress_ssl.loader import Batch, TrainLoader
+from compress_ssl.loader import Batch, Skipped, TrainLoader
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
 
 CALIBRATION_STEPS = 12  # timed to fit a schedule into a time budget, after 3 that warm caches and kernels
+PATIENCE = timedelta(days=1)  # of processes that wait while the first one embeds or scores; torch's is 10 to 30 minutes
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +66,7 @@ class TrainingConfig:
     log_every_steps: int = 20  # steps averaged into one line of metrics
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(Exception):
     """The training stopped because someone asked it to; everything is saved."""
 
 
@@ -67,7 +77,8 @@ def parse_duration(text: str) -> float:
     5400.0
     """
     found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
-    seconds = sum(float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
+    parts = found.groups() if found else ()
+    seconds = sum(float(part or 0) * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
     if seconds <= 0:
         raise Refusal(f"--time-budget expected a duration such as 30m, 2h or 90s, got {text!r}: write one")
     return seconds
@@ -84,7 +95,8 @@ def has_fast_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         return any(
-            getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+            getattr(torch.cpu, name, lambda: False)()
+            for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         )
     return False
 
@@ -101,19 +113,68 @@ def launch(config: HardwareConfig, seed: int) -> Fabric:
     if config.devices < 1:
         raise Refusal(f"--devices expected at least 1, got {config.devices}: raise it")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(torch.device(accelerator)))
-    several = config.devices * config.nodes > 1
+    devices, nodes = _processes(config)
     if accelerator == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where an operation stays in float32
     fabric = Fabric(
         accelerator=accelerator,
-        devices=config.devices,
-        num_nodes=config.nodes,
-        strategy="ddp" if several else "auto",
+        devices=devices,
+        num_nodes=nodes,
+        strategy=DDPStrategy(timeout=PATIENCE) if devices * nodes > 1 else "auto",
         precision="bf16-mixed" if bf16 else "32-true",
     )
     fabric.launch()
+    for process in getattr(fabric.strategy.launcher, "procs", ()):
+        atexit.register(_see_off, process)
     fabric.seed_everything(seed, workers=False, verbose=False)
     return fabric
+
+
+def _processes(config: HardwareConfig) -> tuple[int, int]:
+    """Processes on a machine and machines: as torchrun or SLURM started them, else as configured."""
+    if TorchElasticEnvironment.detect():
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        return devices, int(os.environ["WORLD_SIZE"]) // devices
+    if SLURMEnvironment.detect():
+        nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        return int(os.environ["SLURM_NTASKS"]) // nodes, nodes
+    return config.devices, config.nodes
+
+
+def _see_off(process: subprocess.Popen) -> None:
+    """At the end of the first process: one that still waits for it in a collective would wait for a day."""
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def on_first(fabric: Fabric, work: Callable[[], _T]) -> _T | None:
+    """Do `work` in the first process while the others wait; if it fails, all end, and only the first says why.
+
+    Returns: what `work` returns, None in the other processes. Every process must call it.
+    """
+    if fabric.world_size == 1:
+        return work()
+    result, trouble = None, None
+    if fabric.is_global_zero:
+        try:
+            result = work()
+        except Exception as error:  # raised again below, once the others know
+            trouble = error
+    failed = _most(fabric, float(trouble is not None)) > 0
+    if trouble is not None:
+        raise trouble
+    if failed:
+        raise SystemExit(0)  # not an error of this process: another code would make the launcher kill the first one
+    return result
+
+
+def _most(fabric: Fabric, value: float) -> float:
+    """The largest value over all processes."""
+    reduced = fabric.all_reduce(torch.tensor(value, device=fabric.device), reduce_op="max")
+    assert isinstance(reduced, Tensor)
+    return float(reduced)
 
 
 class Training:
@@ -141,18 +202,23 @@ class Training:
     ):
         if config.epochs <= 0:
             raise Refusal(f"--epochs expected more than 0, got {config.epochs}: raise it")
+        if config.log_every_steps < 1:
+            raise Refusal(f"--log-every-steps expected at least 1, got {config.log_every_steps}: raise it")
+        _check_parts(loader.batch_size // loader.ranks, config.accumulate)
         self.config, self.schedule, self.fabric, self.run, self.loader = config, schedule, fabric, folder, loader
-        self.optimizer, self.parts, self.validate, self.strict, self.console = optimizer, parts, validate, strict, console
+        self.optimizer, self.parts, self.validate = optimizer, parts, validate
+        self.strict, self.console = strict, console
         self.peak = optimizer.param_groups[0]["lr"]
         self.step = 0  # steps done
         self.total_steps = max(1, round(config.epochs * loader.steps_per_epoch))
-        self.budget = parse_duration(config.time_budget) if config.time_budget else None
+        self.budget = None if config.time_budget is None else parse_duration(config.time_budget)
         self.fitted = self.budget is None
         self.spent = 0.0  # seconds of training and scoring before this process took over
         self.best = float("-inf")
         self._scoring_seconds = 0.0
         self._losses: list[Tensor] = []
         self._interrupt: int | None = None
+        self._resumed = False
 
     # ---- what the loops read -----------------------------------------------------------------------------------------
 
@@ -168,23 +234,39 @@ class Training:
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write the checkpoint; every rank must call it."""
-        if self.fabric.is_global_zero and self.run is not None:
-            standing = {
-                "step": self.step,
-                "total_steps": self.total_steps,
-                "fitted": self.fitted,
-                "spent": self.spent + time.monotonic() - self._started,
-                "best": self.best,
-                "scoring_seconds": self._scoring_seconds,
-                "losses": [float(loss) for loss in self._losses],
-            }
-            checkpoint.save(self.run.path / "checkpoints" / "last.ckpt", self.parts, standing)
-        self.fabric.barrier()
+        """Write the checkpoint; every rank must call it.
+
+        Raises: Refusal if the training has diverged: what was saved before stays.
+        """
+        self._check_finite()
+        on_first(self.fabric, self._write)
+
+    def _write(self) -> None:
+        if self.run is None:
+            return
+        standing = {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "fitted": self.fitted,
+            "spent": self.spent + time.monotonic() - self._started,
+            "best": self.best,
+            "scoring_seconds": self._scoring_seconds,
+            "losses": [float(loss) for loss in self._losses],
+        }
+        checkpoint.save(self.run.path / "checkpoints" / "last.ckpt", self.parts, standing)
 
     def resume(self, run: Path) -> None:
-        """Continue where the checkpoint of the run folder stands; every rank must call it."""
-        standing = checkpoint.load(run / "checkpoints" / "last.ckpt", self.parts)
+        """Continue where the checkpoint of the run folder stands; every rank must call it.
+
+        A run that was killed before its first checkpoint starts over.
+        """
+        file = run / "checkpoints" / "last.ckpt"
+        if not file.exists():
+            if self.run is not None:
+                self.run.forget_after(-1)
+            return
+        standing = checkpoint.load(file, self.parts)
+        self._resumed = True
         self.step, self.total_steps = standing["step"], standing["total_steps"]
         self.fitted, self.spent, self.best = standing["fitted"], standing["spent"], standing["best"]
         self._scoring_seconds = standing["scoring_seconds"]
@@ -206,32 +288,33 @@ class Training:
 
     def _steps(self, progress: _Bar) -> Iterator[Batch]:
         validate_every = max(1, round(self.config.validate_every_epochs * self.loader.steps_per_epoch))
-        if self.step == 0:
+        if not self._resumed:
             scoring = time.monotonic()
             self._score(progress)
             self._scoring_seconds = time.monotonic() - scoring
             self.save()  # so that a run can be resumed from its first second
         last_save = window_start = time.monotonic()
         window_steps = 0
-        calibration: float | None = None
-        first_step = self.step
+        timed: list[float] = []  # seconds of each step until the schedule is fitted, without logging, scoring and saving
         batches = self.loader.batches(self.step)
-        while self.step < self.total_steps:
+        while self.step < self.total_steps or not self.fitted:
+            begin = 0.0 if self.fitted else self._now()
             batch = next(batches)
             self._report(batch)
             learning_rate = self.peak * optim.rate(self.step / self.total_steps, self.schedule)
             optim.set_rate(self.optimizer, learning_rate)
+            # dropout and its like: by step, so that neither scoring nor a resumption moves them
+            torch.manual_seed(step_seed(self.config.seed, self.step) + self.fabric.global_rank)
             yield batch.to(self.fabric.device)
             self.step += 1
             window_steps += 1
 
+            just_fitted = False
             if not self.fitted:
-                done = self.step - first_step
-                if done == 3:
-                    calibration = self._now()
-                elif calibration is not None and done == 3 + CALIBRATION_STEPS:
-                    self._fit((self._now() - calibration) / CALIBRATION_STEPS, validate_every)
-                    self.save()  # the schedule is now part of what a resumed run must repeat
+                timed.append(self._now() - begin)
+                if len(timed) == 3 + CALIBRATION_STEPS:
+                    self._fit(sum(timed[3:]) / CALIBRATION_STEPS, validate_every)
+                    just_fitted = True  # saved below: the schedule is now part of what a resumed run must repeat
             if self.step % self.config.log_every_steps == 0 or self.step == self.total_steps:
                 loss = self._mean_loss()
                 now = time.monotonic()
@@ -243,13 +326,14 @@ class Training:
                 self._score(progress)
                 window_start, window_steps = time.monotonic(), 0
             stop = self._stop_asked()
-            minutes = (time.monotonic() - last_save) / 60
-            if stop or self.step == self.total_steps or self._agree(minutes >= self.config.save_every_minutes):
+            due = (time.monotonic() - last_save) / 60 >= self.config.save_every_minutes
+            if stop or just_fitted or self.step == self.total_steps or self._agree(due):
                 self.save()
                 last_save = time.monotonic()
                 window_start, window_steps = time.monotonic(), 0
             if stop and self.step < self.total_steps:
-                raise Interrupted(f"stopped at step {self.step} of {self.total_steps}, everything is saved")
+                told = Interrupted(f"stopped at step {self.step} of {self.total_steps}, everything is saved")
+                raise told if self.fabric.is_global_zero else SystemExit(0)
 
     def _fit(self, seconds_per_step: float, validate_every: int) -> None:
         """Choose the number of steps so that training and scoring end within the budget; rank 0 decides for all."""
@@ -260,6 +344,8 @@ class Training:
         steps = torch.tensor(self.step + max(1, int(left / per_step)), device=self.fabric.device)
         self.total_steps = int(self.fabric.broadcast(steps))
         self.fitted = True
+        if not self.fabric.is_global_zero:
+            return
         epochs = self.total_steps / self.loader.steps_per_epoch
         self.console.print(f"time budget {self.config.time_budget}: {seconds_per_step * 1000:.0f} ms a step, "
                            f"{self.total_steps} steps = {epochs:.2f} epochs", highlight=False)  # fmt: skip
@@ -271,13 +357,27 @@ class Training:
 
     def _mean_loss(self) -> float:
         """Mean loss since the last line, over all processes: the only host synchronisation of the loop."""
-        mean = torch.stack([loss.float() for loss in self._losses]).mean()
+        value = self._check_finite()
         self._losses.clear()
-        value = float(self.fabric.all_reduce(mean, reduce_op="mean"))
-        if value != value:
-            raise Refusal(f"expected a finite loss, got NaN at step {self.step}: lower --optimizer.learning-rate "
-                          "or use --precision 32; the last checkpoint is from before")  # fmt: skip
         return value
+
+    def _check_finite(self) -> float:
+        """Mean loss since the last line; every rank must call it.
+
+        Raises: Refusal if it, or a weight, is not a finite number.
+        """
+        mean = torch.stack([loss.float() for loss in self._losses]).mean() if self._losses else torch.zeros(())
+        reduced = self.fabric.all_reduce(mean.to(self.fabric.device), reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        value = float(reduced)
+        weights = [torch.isfinite(weight).all() for group in self.optimizer.param_groups for weight in group["params"]]
+        if math.isfinite(value) and bool(torch.stack(weights).all()):
+            return value
+        told = Refusal(
+            f"expected a finite loss and finite weights, got a loss of {value} up to step {self.step}: lower "
+            "--optimizer.learning-rate or use --precision 32; the last checkpoint is from before"
+        )
+        raise told if self.fabric.is_global_zero else SystemExit(0)
 
     def _log(self, loss: float, learning_rate: float, speed: float) -> None:
         if self.run is None:
@@ -288,7 +388,7 @@ class Training:
 
     def _score(self, progress: _Bar) -> None:
         with progress.paused():
-            scores = self.validate(self)
+            scores = on_first(self.fabric, lambda: self.validate(self))
         if self.run is not None and scores:
             self.run.log("validation", step=self.step, epoch=round(self.epoch, 4), **scores)
             self._tensorboard(scores)
@@ -308,8 +408,7 @@ class Training:
     def _report(self, batch: Batch) -> None:
         for skipped in batch.skipped:
             if self.strict:
-                raise Refusal(f"--strict expected every image to be usable, got {skipped.id}: {skipped.kind} "
-                              f"({skipped.detail}): mend or remove it, or leave out --strict")  # fmt: skip
+                refuse_skipped(skipped)
             if self.run is not None:
                 self.run.skip(*skipped)
 
@@ -319,7 +418,8 @@ class Training:
         if self._interrupt is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._interrupt = number
-        print(f"\n{signal.Signals(number).name}: finishing this step and saving …", file=sys.stderr)
+        if self.fabric.is_global_zero:
+            print(f"\n{signal.Signals(number).name}: finishing this step and saving …", file=sys.stderr)
 
     def _stop_asked(self) -> bool:
         return self._agree(self._interrupt is not None)
@@ -330,7 +430,7 @@ class Training:
             return mine
         if self.step % self.config.log_every_steps:
             return False
-        return bool(self.fabric.all_reduce(torch.tensor(float(mine), device=self.fabric.device), reduce_op="max") > 0)
+        return _most(self.fabric, float(mine)) > 0
 
     def _progress(self) -> _Bar:
         return _Bar(self.console, self)
@@ -346,7 +446,9 @@ class _Bar:
         if self.live:
             columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.fields[told]}"))
             self.progress = Progress(*columns, console=console)
-            self.task = self.progress.add_task("", total=training.total_steps, completed=training.step, epoch="0", told="")
+            self.task = self.progress.add_task(
+                "", total=training.total_steps, completed=training.step, epoch="0", told=""
+            )
 
     def __enter__(self) -> _Bar:
         if self.live:
@@ -391,6 +493,22 @@ class _Paused:
     def __exit__(self, *_: object) -> None:
         if self.bar.live:
             self.bar.progress.start()
+
+
+def refuse_skipped(skipped: Skipped) -> NoReturn:
+    raise Refusal(
+        f"--strict expected every image to be usable, got {skipped.id}: {skipped.kind} ({skipped.detail}): "
+        "mend or remove it, or leave out --strict"
+    )
+
+
+def _check_parts(images: int, parts: int) -> None:
+    if parts < 1:
+        raise Refusal(f"--accumulate expected at least 1, got {parts}: raise it")
+    size = -(-images // parts)
+    if (images % size or size) < 2:
+        raise Refusal(f"--accumulate expected parts of at least 2 images (batch norm needs more than one), got "
+                      f"{images} images a process in {parts} parts of {size}: change it or --batch-size")  # fmt: skip
 
 
 def _clock(seconds: float) -> str:

@@ -111,4 +111,4 @@ def _resize(picture: np.ndarray, height: int, width: int, interpolation: Interpo
 def _tensor(picture: np.ndarray, flip: bool) -> Tensor:
     if flip:
         picture = picture[:, ::-1]
-    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+    return torch.from_numpy(picture.transpose(2, 0, 1).copy())  # a copy always: never the data set's own pixels

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from compress_ssl.bank import Bank
+from compress_ssl.refusal import Refusal
 from compress_ssl.similarity import anchor_kl
 
 
@@ -45,6 +46,8 @@ class Objective:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ):
+        if not config.temperature > 0:
+            raise Refusal(f"--objective.temperature expected more than 0, got {config.temperature}: the paper's is 0.04")
         self.config = config
         self.momentum = config.momentum
         self.bank = Bank(min(config.bank_size, images), {"key": width, "target": target_width}, device=device)

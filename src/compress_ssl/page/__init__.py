@@ -1,1 +1,1 @@
-"""Sections of the page of `compress_ssl.report`: words -> folders -> models -> headline, table, curves, gallery -> page.html."""
+"""Sections of the page that report.py writes: words -> folders -> models -> headline, table, curves, gallery."""

@@ -69,12 +69,10 @@ def layout(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     up = Axis([y for _, y in points], start=height - BOTTOM, end=TOP, margin=0.06)
     curves = [[(across.place(x), up.place(y)) for x, y in line["curve"]] for line in lines]
     heights = spread([curve[-1][1] for curve in curves], gap=GAP, low=GAP / 2, high=height - GAP / 2)
-    drawn = [
-        {"run": line["run"], "curve": curve, "label": label, "height": place}
-        for line, curve, label, place in zip(lines, curves, labels, heights, strict=True)
-    ]
+    for line, curve, label, place in zip(lines, curves, labels, heights, strict=True):
+        line |= {"places": curve, "label": label, "height": place}
     box = {"width": WIDTH, "left": LEFT, "right": right, "height": height, "bottom": height - BOTTOM}
-    return {**box, "lines": drawn, "epochs": across.ticks(1), "values": up.ticks(0)}
+    return {**box, "lines": lines, "epochs": across.ticks(), "values": up.ticks()}
 
 
 class Axis:
@@ -88,10 +86,11 @@ class Axis:
     def place(self, value: float) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def ticks(self, least: float) -> list[tuple[float, str]]:
-        """(place, words) of at most six round values, no nearer to each other than `least`."""
-        power = 10.0 ** math.floor(math.log10((self.high - self.low) / 5))
-        step = max(least, next(n * power for n in (1, 2, 2.5, 5, 10) if 5 * n * power >= self.high - self.low))
+    def ticks(self) -> list[tuple[float, str]]:
+        """(place, words) of at most six round values."""
+        fifth = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(fifth))
+        step = next(n * power for n in (1, 1.5, 2, 2.5, 3, 4, 5, 10) if n * power >= fifth)
         values = [step * n for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
         return [(self.place(value), f"{value:.10g}") for value in values]
 

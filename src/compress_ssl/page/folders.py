@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from compress_ssl.refusal import Refusal
 @dataclass(frozen=True)
 class Folder:
     path: Path
-    label: str  # folder name, with as many parents as tell it apart from the others
+    label: str  # folder name, with the parents that it does not share with the other folders
     config: str  # config.yaml as it stands, "" without one
     environment: dict[str, Any]  # command line, versions, hardware; of the run, else of its results
     train: list[dict[str, Any]]  # in order of step, each step once
@@ -35,16 +36,8 @@ def read_folders(names: Sequence[str]) -> list[Folder]:
             what = "a file" if path.exists() else "nothing"
             raise Refusal(f"expected a run folder at {path}, got {what}: name folders that distill or evaluate wrote")
         paths.setdefault(path.resolve(), path)
-    return [read_folder(path, label=shortest_label(absolute, paths)) for absolute, path in paths.items()]
-
-
-def shortest_label(path: Path, others: Collection[Path]) -> str:
-    """The last parts of an absolute path, as few as tell it apart from the others."""
-    for count in range(1, len(path.parts) + 1):
-        tail = path.parts[-count:]
-        if sum(other.parts[-count:] == tail for other in others) == 1:
-            break
-    return "/".join(tail)
+    shared = os.path.commonpath([path.parent for path in paths])
+    return [read_folder(path, label=absolute.relative_to(shared).as_posix()) for absolute, path in paths.items()]
 
 
 def read_folder(path: Path, *, label: str) -> Folder:
@@ -58,7 +51,7 @@ def read_folder(path: Path, *, label: str) -> Folder:
             f"name a folder that distill, pretrain or evaluate wrote"
         )
     results = read_json(path / "results.json", {"data", "images", "models", "command", "versions", "hardware"})
-    environment = read_json(path / "environment.json", {"command_line", "versions", "hardware"})
+    environment = read_json(path / "environment.json", {"command_line", "versions", "hardware", "system", "started"})
     if environment is None and results is not None:
         environment = {"command_line": results["command"], **results}
     rows = read_lines(path / "metrics.jsonl", {"kind", "step", "epoch"})

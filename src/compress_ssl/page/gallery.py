@@ -1,4 +1,4 @@
-"""pictures.json -> cards of queries with their neighbours, rows of clusters, and every picture once as a style rule."""
+"""pictures.json -> what stands side by side on the page, and every picture once, as a rule of the style sheet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from markupsafe import Markup
 from PIL import Image
@@ -25,7 +24,7 @@ DATA_URI = re.compile(r"data:image/(?:png|jpeg);base64,([A-Za-z0-9+/]+={0,2})")
 
 @dataclass
 class Gallery:
-    """What stands side by side: one set of pictures, several models, the teacher first."""
+    """One set of pictures, several models: queries with their neighbours, and clusters."""
 
     queries: list[str]
     teacher: str
@@ -35,28 +34,15 @@ class Gallery:
     clusters: dict[str, list[list[str]]] = field(default_factory=dict)
     where: list[str] = field(default_factory=list)  # labels of its folders
 
-    def thumbnail(self, id_: str) -> dict[str, Any]:
-        return {"uri": self.pictures[id_], "id": id_, "label": self.labels[id_]}
+    def is_wrong(self, neighbour: str, query: str) -> bool:
+        """Whether both are labelled, and differently."""
+        classes = {self.labels[neighbour], self.labels[query]}
+        return len(classes) == 2 and None not in classes
 
-    def cards(self) -> list[dict[str, Any]]:
-        """For each query: its picture, and for each model its neighbours with what the teacher says about them."""
-        return [{**self.thumbnail(query), "rows": [self.row(query, name) for name in self.neighbours]} for query in self.queries]
-
-    def row(self, query: str, name: str) -> dict[str, Any]:
-        """Neighbours of one query under one model."""
-        is_teacher, label = name == self.teacher, self.labels[query]
-        neighbours = []
-        for id_ in self.neighbours[name][query]:
-            shared = not is_teacher and id_ in self.neighbours[self.teacher][query]
-            wrong = None not in (label, self.labels[id_]) and label != self.labels[id_]
-            neighbours.append({**self.thumbnail(id_), "shared": shared, "wrong": wrong})
-        return {"name": name, "is_teacher": is_teacher, "neighbours": neighbours}
-
-    def cluster(self, ids: Sequence[str]) -> dict[str, Any]:
-        """Images of one cluster and the class that most of them have."""
+    def majority(self, ids: Sequence[str]) -> str:
+        """ "7 of 10 are cat", "" without labels."""
         labels = Counter(self.labels[id_] for id_ in ids if self.labels[id_] is not None)
-        label, count = labels.most_common(1)[0] if labels else (None, 0)
-        return {"pictures": list(map(self.thumbnail, ids)), "label": label, "count": count, "of": labels.total()}
+        return "".join(f"{count} of {labels.total()} are {label}" for label, count in labels.most_common(1))
 
 
 def galleries(folders: Sequence[Folder], models: dict[tuple[str, str], Model]) -> list[Gallery]:
@@ -66,7 +52,8 @@ def galleries(folders: Sequence[Folder], models: dict[tuple[str, str], Model]) -
         told = folder.pictures
         if told is None:
             continue
-        names = {known: models[folder.label, known].name for known in told["neighbours"]}
+        shown = {known: model.name for (label, known), model in models.items() if label == folder.label}
+        names = {known: shown.get(known, known) for known in told["neighbours"]}  # pictures may be older than results
         teacher = next(iter(names))
         same = json.dumps([names[teacher], told["queries"], told["neighbours"][teacher]])
         one = found.setdefault(same, Gallery(told["queries"], names[teacher]))
@@ -76,3 +63,33 @@ def galleries(folders: Sequence[Folder], models: dict[tuple[str, str], Model]) -
         one.clusters |= {names[known]: rows for known, rows in told["clusters"].items()}
         one.where.append(folder.label)
     return list(found.values())
+
+
+def picture_rules(found: Sequence[Gallery]) -> tuple[dict[str, int], Markup]:
+    """Data URI -> number n, and the CSS that paints picture n on class "p{n}"."""
+    where = {uri: f"image {id_!r} of {', '.join(one.where)}" for one in found for id_, uri in one.pictures.items()}
+    shrink = sum(map(len, where)) > PICTURE_BUDGET
+    painted = [picture(uri, shrink=shrink, where=place) for uri, place in where.items()]
+    rules = [f".p{number}{{background-image:url({uri}){sharp}}}" for number, (uri, sharp) in enumerate(painted)]
+    return {uri: number for number, uri in enumerate(where)}, Markup("\n".join(rules))
+
+
+def picture(uri: str, *, shrink: bool, where: str) -> tuple[str, str]:
+    """A data URI that is safe to write into a style sheet, and what else its rule says.
+
+    Raises: Refusal if it is anything but a picture inside the file: an address would load something from elsewhere.
+    """
+    match = DATA_URI.fullmatch(uri)
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(match[1]) if match else b""))
+    except (OSError, ValueError) as error:
+        raise Refusal(
+            f"expected a picture as data:image/…;base64,… for {where}, got {uri[:40]!r}: evaluate again"
+        ) from error
+    if max(image.size) <= TINY_SIDE:
+        return uri, ";image-rendering:pixelated"
+    if shrink:
+        written = io.BytesIO()
+        image.convert("RGB").save(written, format="WEBP", quality=90)
+        uri = min(uri, "data:image/webp;base64," + base64.b64encode(written.getvalue()).decode(), key=len)
+    return uri, ""

@@ -9,7 +9,7 @@ from compress_ssl.page.models import Comparison, Model
 from compress_ssl.page.words import against, and_list, finite, of_ten, percent, whole
 
 
-def title(comparisons: Sequence[Comparison], names: Sequence[str]) -> str:
+def heading(comparisons: Sequence[Comparison], names: Sequence[str]) -> str:
     """Of the page: after the data, or after the runs where nothing is scored yet."""
     if comparisons:
         return f"Compressed encoders on {and_list(list(dict.fromkeys(one.data for one in comparisons)))}"
@@ -20,13 +20,15 @@ def sentence(one: Comparison) -> str:
     """What the best student kept of its teacher, and at what size."""
     teacher = one.teacher
     if teacher is None:
-        return alone(one)
+        score = one.models[0].value("nearest_neighbour")
+        said = f"reaches {percent(score)} in 1-NN" if score is not None else "was scored"
+        return f"{one.models[0].name} {said} on {one.data}; no other model was scored beside it."
     student = one.best()
     score, bar = student.value("nearest_neighbour"), teacher.value("nearest_neighbour")
     overlap = student.value("neighbour_overlap_10")
     costs = []
     for size, noun in (("parameters", "parameters"), ("flops", "multiply-adds")):
-        words = against(student.size(size), teacher.size(size), more="more", less="fewer")
+        words = against(student.entry.get(size), teacher.entry.get(size), "more", "fewer")
         if words:
             costs.append(f"as many {noun}" if words == "the same" else f"{words} {noun}")
     cost = f" with {and_list(costs)}" if costs else ""
@@ -53,24 +55,16 @@ def ahead(one: Comparison, student: Model) -> str:
     score = student.value("nearest_neighbour")
     other = max(one.students, key=lambda model: model.value("nearest_neighbour") or 0.0)
     best = other.value("nearest_neighbour")
-    if not score or not best or best <= score or percent(best) == percent(score):
+    if score is None or best is None or percent(best) == percent(score):
         return ""
     shared = other.value("neighbour_overlap_10")
     tail = f" but it shares {of_ten(shared)}" if shared is not None else ""
     return f" By 1-NN, {other.name} is ahead ({percent(best)} against {percent(score)}){tail}."
 
 
-def alone(one: Comparison) -> str:
-    """The sentence for results that hold a single model."""
-    model = one.models[0]
-    score = model.value("nearest_neighbour")
-    said = f"reaches {percent(score)} in 1-NN" if score is not None else "was scored"
-    return f"{model.name} {said} on {one.data}; no other model was scored beside it."
-
-
 def progress(folder: Folder, *, name: str) -> str:
     """How far a run without results has come."""
-    last = max([*folder.train[-1:], *folder.validation[-1:]], key=lambda row: row["step"], default=None)
+    last = max(folder.train + folder.validation, key=lambda row: row["step"], default=None)
     if last is None:
         return f"{name} has no results and no measurement yet."
     facts = []

@@ -23,10 +23,6 @@ class Model:
         """The metric as a fraction, None where it is missing or not a finite number."""
         return finite(self.entry["metrics"].get(metric))
 
-    def size(self, name: str) -> float | None:
-        """What it costs, such as "parameters"; None where it is missing, as for stored embeddings."""
-        return finite(self.entry.get(name)) or None
-
     @property
     def place(self) -> Path:
         """Its spec as an absolute path, since one folder has many names; `timm/…` is still only like itself."""
@@ -61,11 +57,8 @@ class Comparison:
 
     def best(self) -> Model:
         """The student that shares most neighbours with the teacher (needs no labels), then the best in 1-NN."""
-
-        def score(model: Model) -> tuple[float, float]:
-            return model.value("neighbour_overlap_10") or -1.0, model.value("nearest_neighbour") or -1.0
-
-        return max(self.students, key=score)
+        judges = ("neighbour_overlap_10", "nearest_neighbour")
+        return max(self.students, key=lambda model: [model.value(judge) or -1.0 for judge in judges])
 
 
 def compare(folders: Sequence[Folder]) -> tuple[list[Comparison], dict[tuple[str, str], Model]]:
@@ -83,10 +76,9 @@ def compare(folders: Sequence[Folder]) -> tuple[list[Comparison], dict[tuple[str
             continue
         data, images = folder.results["data"], folder.results["images"]
         new = [Model(name, name, entry, folder) for name, entry in folder.results["models"].items()]
-        for one in found:
-            if (one.data, one.images) == (data, images) and one.models[0].agrees(new[0]):
-                break
-        else:
+        alike = (one for one in found if (one.data, one.images) == (data, images))
+        one = next((one for one in alike if one.models[0].agrees(new[0])), None)
+        if one is None:
             found.append(one := Comparison(data, images, []))
         for model in new:
             same = next((known for known in one.models if known.agrees(model)), None)

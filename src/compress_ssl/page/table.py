@@ -17,7 +17,7 @@ METRICS = (
     "neighbour_overlap_10",
     "asymmetric_nearest_neighbour",
 )
-COSTS = {  # what a student with a larger value is called, with a smaller value
+COSTS: dict[str, tuple[str, str] | None] = {  # what a student with a larger value is called, with a smaller value
     "parameters": ("more", "fewer"),
     "flops": ("more", "fewer"),
     "weights_bytes": ("larger", "smaller"),
@@ -41,28 +41,19 @@ def table(one: Comparison, *, colours: dict[Path, int]) -> dict[str, Any]:
     """All that the page shows of one comparison; `colours` are those of the curves, by run folder."""
     used = {key for model in one.models for key in model.entry["metrics"]}
     metrics = [key for key in METRICS if key in used] + sorted(used.difference(METRICS))
-    costs = [key for key in COSTS if any(model.size(key) for model in one.models)]
+    costs = [key for key in COSTS if any(model.entry.get(key) for model in one.models)]
     rows = []
     for model in one.models:
-        spec = str(model.entry.get("spec", ""))
-        row = {
-            "name": model.name,
-            "spec": spec if Path(spec).name != model.known_as else "",
-            "is_teacher": model is one.teacher,
-            "colour": colours.get(model.place),
-            "metrics": [metric_cell(one, model, key) for key in metrics],
-            "costs": [cost_cell(one, model, key) for key in costs],
-        }
-        rows.append(row)
-    dashes = [cell.title for row in rows for cell in [*row["metrics"], *row["costs"]] if not cell.text]
+        cells = [metric_cell(one, model, key) for key in metrics] + [cost_cell(one, model, key) for key in costs]
+        rows.append((model, colours.get(model.place), cells))
+    dashes = [cell.title for _, _, cells in rows for cell in cells if not cell.text]
     absent: dict[str, list[str]] = {}  # why -> metrics that no model has
     for key in METRICS:
         if key not in used:
             absent.setdefault(why_missing(one, one.models[-1], key), []).append(key)
     return {
-        "data": one.data,
-        "images": one.images,
-        "hardware": [model.folder.environment["hardware"] for model in one.models],
+        "of": one,
+        "machines": list(dict.fromkeys(machine(model) for model in one.models)),
         "metrics": metrics,
         "costs": costs,
         "rows": rows,
@@ -77,9 +68,9 @@ def metric_cell(one: Comparison, model: Model, key: str) -> Cell:
     if value is None:
         return Cell(title=why_missing(one, model, key))
     write = of_ten if key == "neighbour_overlap_10" else percent
+    is_student = model is not one.models[0]
     scores = [score for student in one.students if (score := student.value(key)) is not None]
     reference = {"asymmetric_nearest_neighbour": "nearest_neighbour", "neighbour_overlap_10": ""}.get(key, key)
-    is_student = model is not one.models[0]
     teacher = one.models[0].value(reference) if is_student else None
     return Cell(
         text=write(value),
@@ -93,15 +84,15 @@ def metric_cell(one: Comparison, model: Model, key: str) -> Cell:
 
 def cost_cell(one: Comparison, model: Model, key: str) -> Cell:
     """One size of one model, and how it stands to the teacher's."""
-    value, teacher, words = model.size(key), one.models[0].size(key), COSTS[key]
+    value, teacher, compared = model.entry.get(key), one.models[0].entry.get(key), COSTS[key]
     if value is None:
         return Cell(title="not recorded")
     if key in ("parameters", "flops", "weights_bytes"):
         text = short(value, unit="B" if key == "weights_bytes" else "")
     else:
         text = (whole(value) if value >= 100 else f"{value:.3g}") + (f"{THIN}px" if key == "input_size" else "")
-    compared = words and model is not one.models[0]
-    return Cell(text=text, title=whole(value), small=against(value, teacher, *words) if compared else "")
+    small = against(value, teacher, *compared) if compared and model is not one.models[0] else ""
+    return Cell(text=text, title=whole(value), small=small)
 
 
 def why_missing(one: Comparison, model: Model, key: str) -> str:
@@ -114,3 +105,9 @@ def why_missing(one: Comparison, model: Model, key: str) -> str:
         if f"{key}_".startswith(f"{evaluation}_"):  # neighbour_overlap writes neighbour_overlap_10
             return str(why)
     return "not measured"
+
+
+def machine(model: Model) -> str:
+    """Where it was scored."""
+    told = (model.folder.results or {})["hardware"]
+    return ", ".join([*told["accelerators"], told["processor"], f"{told['cores']} cores"])

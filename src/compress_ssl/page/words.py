@@ -44,7 +44,7 @@ def times(ratio: float) -> str:
     return (f"{ratio:.1f}".removesuffix(".0") if ratio < 20 else whole(ratio)) + "×"
 
 
-def against(student: float | None, teacher: float | None, *, more: str, less: str) -> str:
+def against(student: float | None, teacher: float | None, more: str, less: str) -> str:
     """Student beside teacher in words: "11.2× fewer", "1.3× more", "the same" (within 2 %), "" where one is missing."""
     if not student or not teacher:
         return ""

@@ -21,7 +21,10 @@ def names() -> list[str]:
 def find(name: str) -> ModuleType:
     """The module of a method; a dotted name reaches one outside the package."""
     if "." in name:
-        return importlib.import_module(name)
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as trouble:
+            raise Refusal(f"--method expected a module that can be imported, got {name!r}: {trouble}") from trouble
     if name not in names():
         raise Refusal(f"--method expected a pretraining method, got {name!r}: {nearest(name, names())}")
     return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,176 @@
+"""What every file in objectives/ promises. A file enters by existing."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from compress_ssl import checkpoint, objectives
+from compress_ssl.refusal import Refusal
+
+pytestmark = pytest.mark.filterwarnings("error")
+IMAGES, WIDTH, TARGET_WIDTH = 11, 5, 9
+
+
+@pytest.fixture(params=objectives.names())
+def module(request: pytest.FixtureRequest) -> ModuleType:
+    return objectives.find(request.param)
+
+
+def make(module: ModuleType, *, seed: int = 0, images: int = IMAGES, **options: Any) -> Any:
+    return module.Objective(
+        module.Config(**options), width=WIDTH, target_width=TARGET_WIDTH, images=images, device="cpu", seed=seed
+    )
+
+
+def batch(objective: Any, unit: Any, number: int, *, count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """query, target, index of one step; the images differ from step to step."""
+    query = unit(count, objective.projector_width or WIDTH, seed=2 * number)
+    return query, unit(count, TARGET_WIDTH, seed=2 * number + 1), (torch.arange(count) + count * number) % IMAGES
+
+
+def warm(objective: Any, unit: Any, *, steps: int = 3) -> Any:
+    for number in range(steps):
+        objective.update(*batch(objective, unit, number))
+    return objective
+
+
+def test_a_file_is_an_objective(module: ModuleType) -> None:
+    """`--objective NAME --objective.temperature 0.07` needs a Config of plain fields, with the file's name."""
+    config = module.Config()
+    assert dataclasses.is_dataclass(config)
+    assert type(config).__dataclass_params__.frozen
+    assert all(field.kw_only for field in dataclasses.fields(config))
+    assert config.name == module.__name__.rpartition(".")[2]
+    objective = make(module)
+    assert objective.projector_width is None or objective.projector_width >= 1
+    assert objective.momentum is None or 0 <= objective.momentum < 1
+
+
+def test_the_first_step_has_a_finite_loss_that_can_be_trained_on(module: ModuleType, unit) -> None:
+    """A run would die, or be lost to NaN, before it has an anchor to compare with."""
+    objective = make(module)
+    query, target, index = batch(objective, unit, 0)
+    loss = objective(query.requires_grad_(), target, index)
+    loss.backward()
+    assert loss.shape == ()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(query.grad).all()
+
+
+def test_the_gradient_reaches_the_query_alone(module: ModuleType, unit) -> None:
+    """The frozen teacher would be asked for a gradient; old steps would be kept alive by the bank."""
+    objective = warm(make(module), unit)
+    query, target, index = batch(objective, unit, 5)
+    objective(query.requires_grad_(), target.requires_grad_(), index).backward()
+    assert query.grad is not None
+    assert query.grad.abs().sum() > 0
+    assert target.grad is None
+    objective.update(query * 1, target, index)
+    assert not any(rows.requires_grad for rows in objective.state_dict()["rows"].values())
+
+
+def test_a_call_changes_nothing(module: ModuleType, unit) -> None:
+    """A loss that is computed in parts, or only watched, would train another student."""
+    objective = warm(make(module), unit)
+    before, random = copy.deepcopy(objective.state_dict()), torch.get_rng_state()
+    query, target, index = batch(objective, unit, 5)
+    first = objective(query, target, index)
+    assert torch.equal(objective(query, target, index), first)
+    torch.testing.assert_close(objective.state_dict(), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_loss_is_a_mean_over_the_batch(module: ModuleType, unit) -> None:
+    """Accumulated parts, weighted by their sizes, would not give the gradient of the whole."""
+    objective = warm(make(module), unit)
+    query, target, index = batch(objective, unit, 5, count=5)
+    whole = objective(query, target, index)
+    parts = [objective(query[part], target[part], index[part]) * len(part) / 5 for part in torch.arange(5).split(2)]
+    torch.testing.assert_close(torch.stack(parts).sum(), whole)
+
+
+def test_a_step_may_be_written_before_the_graph_of_the_next_exists_but_after_its_own_backward(
+    module: ModuleType, unit
+) -> None:
+    """The loop of distill would stop at the second step with an error about tensors modified in place."""
+    objective = warm(make(module), unit)
+    for number in range(5, 9):
+        query, target, index = batch(objective, unit, number)
+        objective(query.requires_grad_(), target, index).backward()
+        objective.update(query, target, index)
+
+
+def test_a_resumed_objective_goes_on_with_the_same_losses(module: ModuleType, unit, tmp_path: Path) -> None:
+    """A killed run would continue as another one."""
+    objective = warm(make(module), unit)
+    checkpoint.save(tmp_path / "last.ckpt", {"objective": objective}, {})
+    resumed = make(module, seed=9)
+    checkpoint.load(tmp_path / "last.ckpt", {"objective": resumed})
+    for number in range(5, 11):
+        query, target, index = batch(objective, unit, number)
+        assert torch.equal(resumed(query, target, index), objective(query, target, index))
+        for one in (objective, resumed):
+            one.update(query, target, index)
+
+
+def with_a_bank(module: ModuleType) -> bool:
+    return hasattr(module.Config(), "bank_size")
+
+
+def test_a_bank_holds_no_more_rows_than_there_are_images(module: ModuleType) -> None:
+    """A small folder of pictures would be given a gigabyte, and the same image would stand in it several times."""
+    if not with_a_bank(module):
+        pytest.skip("needs no bank")
+    assert make(module, images=7).bank.size == 7
+    assert make(module, images=7, bank_size=5).bank.size == 5
+    with pytest.raises(Refusal, match="bank-size"):
+        make(module, bank_size=0)
+
+
+def test_a_random_start_is_chosen_by_the_seed(module: ModuleType, unit) -> None:
+    """Five seeds would share one bank, or one seed would not repeat."""
+    if not hasattr(module.Config(), "start"):
+        pytest.skip("starts in one way only")
+    losses = []
+    for seed in (3, 3, 4):
+        objective = make(module, seed=seed, start="random")
+        losses.append(float(objective(*batch(objective, unit, 0))))
+    assert losses[0] == losses[1]
+    assert losses[0] > 0
+    assert losses[0] != losses[2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.04, float("nan")])
+def test_a_temperature_that_divides_by_nothing_is_refused(module: ModuleType, temperature: float) -> None:
+    """A typing error would show as a stack trace, after the teacher has been loaded."""
+    if not hasattr(module.Config(), "temperature"):
+        pytest.skip("has no temperature")
+    with pytest.raises(Refusal, match=r"--objective.temperature expected more than 0, got"):
+        make(module, temperature=temperature)
+
+
+def test_an_unknown_objective_is_refused_with_the_nearest_name() -> None:
+    """A typing error would be an import error."""
+    with pytest.raises(Refusal, match=r"got 'compres_1q': did you mean 'compress_1q'\?"):
+        objectives.find("compres_1q")
+    with pytest.raises(Refusal, match=r"expected a module that can be imported, got 'nobody.mine'"):
+        objectives.find("nobody.mine")
+
+
+def test_a_dotted_name_reaches_a_module_outside_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One's own objective would have to be copied into the package."""
+    (tmp_path / "somebody").mkdir()
+    (tmp_path / "somebody" / "__init__.py").write_text("")
+    (tmp_path / "somebody" / "mine.py").write_text("from compress_ssl.objectives.compress_1q import Config, Objective\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert objectives.find("somebody.mine").Objective is objectives.find("compress_1q").Objective

@@ -1,0 +1,101 @@
+"""Schedules against torch's own, and the optimizer that the paper names."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
+
+from compress_ssl.optim import OptimizerConfig, ScheduleConfig, optimizer, rate, set_rate
+from compress_ssl.refusal import Refusal
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def torch_rates(schedule: type, steps: int, **options: object) -> list[float]:
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler, rates = schedule(sgd, **options), []
+    for _ in range(steps):
+        rates.append(sgd.param_groups[0]["lr"])
+        sgd.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 3, 7, 5004])
+def test_the_step_schedule_falls_at_epochs_90_and_120_of_130(steps_per_epoch: int) -> None:
+    """A milestone that rounds to the step after would not be the paper's training."""
+    total = 130 * steps_per_epoch
+    for epoch, expected in enumerate(torch_rates(MultiStepLR, 130, milestones=[90, 120], gamma=0.2)):
+        for step in {epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch - 1}:
+            assert rate(step / total, ScheduleConfig()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_the_cosine_goes_from_the_peak_to_the_final_share(final: float) -> None:
+    """The last epochs, which settle the student, would be trained at another rate."""
+    config = ScheduleConfig(name="cosine", final=final)
+    expected = torch_rates(CosineAnnealingLR, 37, T_max=37, eta_min=final)
+    assert [rate(step / 37, config) for step in range(37)] == pytest.approx(expected)
+    assert rate(0, config) == 1
+    assert rate(1, config) == pytest.approx(final)
+
+
+@pytest.mark.parametrize("name", ["step", "cosine", "constant"])
+def test_the_rate_rises_from_zero_to_the_peak_in_the_warmup(name: str) -> None:
+    """A jump at the end of the warmup would be the shock that it is there to avoid."""
+    config = ScheduleConfig(name=name, warmup=0.25)  # type: ignore[arg-type]
+    assert [rate(progress / 100, config) for progress in (0, 5, 20)] == pytest.approx([0, 0.2, 0.8])
+    assert rate(0.25, config) == 1
+    assert rate(0.25 - 1e-12, config) == pytest.approx(1)
+    without = ScheduleConfig(name=name)  # type: ignore[arg-type]
+    if name == "cosine":
+        assert rate(0.25 + 0.75 / 2, config) == pytest.approx(rate(0.5, without))
+    else:
+        assert rate(0.95, config) == rate(0.95, without)
+
+
+def test_a_constant_rate_is_constant() -> None:
+    """Comparisons at a fixed rate would not be."""
+    assert {rate(step / 7, ScheduleConfig(name="constant")) for step in range(8)} == {1.0}
+
+
+@pytest.mark.parametrize("name", ["step", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.3, 1.0])
+def test_every_progress_has_a_rate_between_zero_and_the_peak(name: str, warmup: float) -> None:
+    """A division by zero at the very last step would lose the run."""
+    config = ScheduleConfig(name=name, warmup=warmup)  # type: ignore[arg-type]
+    assert all(0 <= rate(step / 101, config) <= 1 and math.isfinite(rate(step / 101, config)) for step in range(102))
+
+
+def test_sgd_steps_as_the_paper_s() -> None:
+    """Momentum or weight decay would be left out, and nobody would see it."""
+    weight, frozen = nn.Parameter(torch.tensor([1.0, -2.0])), nn.Parameter(torch.ones(3), requires_grad=False)
+    sgd = optimizer([weight, frozen], OptimizerConfig())
+    expected, velocity = weight.detach().double(), torch.zeros(2, dtype=torch.float64)
+    for step in range(4):
+        set_rate(sgd, 0.01 / (step + 1))
+        sgd.zero_grad()
+        (weight**2).sum().backward()
+        velocity = 0.9 * velocity + 2 * expected + 1e-4 * expected
+        expected = expected - 0.01 / (step + 1) * velocity
+        sgd.step()
+    torch.testing.assert_close(weight.detach().double(), expected)
+    assert [len(group["params"]) for group in sgd.param_groups] == [1]
+
+
+def test_adamw_is_there_for_those_who_want_it() -> None:
+    """`--optimizer.name adamw` would train with SGD."""
+    adamw = optimizer([nn.Parameter(torch.ones(1))], OptimizerConfig(name="adamw", learning_rate=3e-4, weight_decay=0.05))
+    assert type(adamw) is torch.optim.AdamW
+    assert (adamw.defaults["lr"], adamw.defaults["weight_decay"]) == (3e-4, 0.05)
+
+
+@pytest.mark.parametrize("learning_rate", [0.0, -0.1, float("nan")])
+def test_a_rate_that_cannot_train_is_refused(learning_rate: float) -> None:
+    """A night of computing would leave the student as it was."""
+    with pytest.raises(Refusal, match=r"--optimizer.learning-rate expected more than 0, got"):
+        optimizer([nn.Parameter(torch.ones(1))], OptimizerConfig(learning_rate=learning_rate))

@@ -1,0 +1,138 @@
+"""Every command line of README.md is run, as a reader would run it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compress_ssl.cli import VERBS, parse
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# a command whose line, or the comment line above it, says one of these is only parsed here
+ELSEWHERE = re.compile(r"#.*\b(download|downloads|network|weights|hours?|GPU|CUDA|processes|machines)\b", re.IGNORECASE)
+SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command line; `block` numbers the fenced block it stands in, whose commands share a folder."""
+
+    block: int
+    words: tuple[str, ...]
+    elsewhere: bool
+
+
+def commands(text: str) -> list[Command]:
+    """The `make …` and `compress-ssl …` lines of all bash and console blocks, in order."""
+    found = []
+    for block, (language, body) in enumerate(FENCE.findall(text)):
+        if language not in ("bash", "console", "sh", "shell"):
+            continue
+        above = ""
+        for line in body.replace("\\\n", " ").splitlines():
+            bare = line.strip().removeprefix("$ ").strip()
+            if bare.startswith(("make", "compress-ssl", ".venv/bin/compress-ssl")):
+                words = shlex.split(bare, comments=True)
+                words[0] = Path(words[0]).name
+                if words[0] in ("make", "compress-ssl"):
+                    marked = bool(ELSEWHERE.search(bare) or ELSEWHERE.search(above))
+                    found.append(Command(block, tuple(words), marked))
+            if bare.startswith("#"):
+                above = bare
+            elif not bare:
+                above = ""
+    return found
+
+
+COMMANDS = commands(README.read_text()) if README.exists() else []
+OURS = [command for command in COMMANDS if command.words[0] == "compress-ssl"]
+BLOCKS = sorted({command.block for command in OURS})
+
+
+def test_the_readme_has_the_commands_that_a_newcomer_needs():
+    """A README without commands, or one whose fences nobody can find, would pass by having nothing to run."""
+    assert README.exists(), "README.md is missing"
+    made = {command.words[1] for command in COMMANDS if command.words[0] == "make" and len(command.words) > 1}
+    assert {"demo", "test"} <= made
+    verbs = {command.words[1] for command in OURS}
+    assert {"distill", "evaluate", "embed", "report"} <= verbs, f"got {sorted(verbs)}"
+    assert not all(command.elsewhere for command in OURS), "every command is marked as one for another machine"
+
+
+def test_commands_are_found_with_prompts_comments_and_continued_lines():
+    """A command that is not found is never run."""
+    text = "```bash\n# downloads\ncompress-ssl embed \\\n  --data a  # b\n\nmake demo\n```\n"
+    text += "```console\n$ make x\nout\n```\n"
+    first, second, third = commands(text)
+    assert first == Command(0, ("compress-ssl", "embed", "--data", "a"), True)
+    assert second == Command(0, ("make", "demo"), False)
+    assert third.words == ("make", "x")
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.words[0] == "make"],
+                         ids=lambda command: " ".join(command.words))  # fmt: skip
+def test_make_targets_exist(command):
+    """`make: *** No rule to make target` is the first thing that a newcomer would see."""
+    done = subprocess.run(["make", "-n", *command.words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", OURS, ids=lambda command: " ".join(command.words)[:80])
+def test_commands_parse(command, monkeypatch, capsys):
+    """An option that was renamed would be refused."""
+    monkeypatch.chdir(ROOT)  # configs/ are named relative to it
+    verb, *rest = command.words[1:] or ("--help",)
+    if verb.startswith("-"):
+        assert verb in ("--help", "-h", "--version", "-V")
+        return
+    assert verb in VERBS
+    kind = importlib.import_module(f"compress_ssl.{verb}").Config
+    if {"-h", "--help"} & set(rest):
+        with pytest.raises(SystemExit) as end:
+            parse(kind, rest, f"compress-ssl {verb}")
+        assert end.value.code == 0
+        assert capsys.readouterr().out
+    else:
+        parse(kind, rest, f"compress-ssl {verb}")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A reader's folder: configs/, and photos/ with small pictures in folders by class."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    random = np.random.default_rng(3)
+    for kind in range(3):
+        (folder / "photos" / f"kind{kind}").mkdir(parents=True)
+        for number in range(23):
+            pixels = random.integers(0, 90, (40, 36, 3)) + np.array([90, 40, 0])[(np.arange(3) + kind) % 3]
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / "photos" / f"kind{kind}" / f"{number}.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_commands_run(block, place):
+    """What the README promises would not work. Commands run in order in one folder, as one reader's would."""
+    ran = [command for command in OURS if command.block == block and not command.elsewhere]
+    if not ran:
+        pytest.skip(
+            "every command of this block is for a machine with a network, weights or more time; see test_commands_parse"
+        )
+    environment = {**os.environ, "COMPRESS_SSL_HOME": str(place / "home"), "COLUMNS": "100"}
+    for command in ran:
+        run = [sys.executable, "-m", "compress_ssl.cli", *command.words[1:]]
+        done = subprocess.run(run, cwd=place, env=environment, capture_output=True, text=True, timeout=SECONDS)
+        assert done.returncode == 0, f"{shlex.join(command.words)}\n{done.stderr[-2000:]}"
+        assert "Traceback" not in done.stderr

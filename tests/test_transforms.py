@@ -1,0 +1,130 @@
+"""Views against torchvision's on Pillow images, pixel for pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import ks_2samp
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import functional as vision
+
+from compress_ssl.transforms import Crop, Interpolation, Preprocessing, TrainView, cut, draw_crop, evaluation_view
+
+pytestmark = pytest.mark.filterwarnings("error")
+SIZES = [(37, 61), (61, 37), (53, 53), (8, 8), (7, 150), (64, 23), (1, 5), (224, 225)]
+MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+
+
+def picture(height: int, width: int, *, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize(("size", "crop_fraction"), [(21, 0.875), (32, 0.875), (31, 0.95), (32, 1.0), (17, 0.5)])
+def test_the_evaluation_view_is_resize_and_center_crop(
+    shape: tuple[int, int], size: int, crop_fraction: float, interpolation: Interpolation
+) -> None:
+    """Published teachers would lose accuracy, and scores could not be compared with anybody's."""
+    source = picture(*shape)
+    given = Preprocessing(size=size, interpolation=interpolation, crop_fraction=crop_fraction)
+    resized = vision.resize(Image.fromarray(source), int(size / crop_fraction), MODES[interpolation])
+    view = evaluation_view(source, given)
+    assert view.dtype == torch.uint8
+    assert torch.equal(view, tensor(vision.center_crop(resized, [size, size])))
+
+
+def test_imagenet_s_view_is_resize_256_and_center_crop_224() -> None:
+    """The paper's teachers are scored on this view."""
+    source = picture(281, 333)
+    resized = vision.resize(Image.fromarray(source), 256)
+    assert torch.equal(evaluation_view(source, Preprocessing()), tensor(vision.center_crop(resized, [224, 224])))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    size=st.integers(1, 40),
+    seed=st.integers(0, 999),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+)
+def test_a_cut_is_torchvision_s_resized_crop(
+    height: int, width: int, size: int, seed: int, interpolation: Interpolation
+) -> None:
+    """The student would be trained on other pixels than the paper's."""
+    source = picture(height, width, seed=seed)
+    crop = draw_crop(height, width, TrainView(), np.random.default_rng(seed))
+    image = vision.resized_crop(Image.fromarray(source), *crop[:4], [size, size], MODES[interpolation])
+    expected = tensor(vision.hflip(image) if crop.flip else image)
+    assert torch.equal(cut(source, crop, size, interpolation), expected)
+
+
+def test_a_flip_mirrors_left_and_right() -> None:
+    """Pictures would stand on their heads."""
+    source = picture(7, 7)
+    view = cut(source, Crop(0, 0, 7, 7, True), 7)
+    assert torch.equal(view, torch.from_numpy(source.transpose(2, 0, 1).copy()).flip(2))
+    assert torch.equal(cut(source, Crop(0, 0, 7, 7, False), 7), view.flip(2))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_view_is_never_the_data_set_s_own_memory(flip: bool) -> None:
+    """Whoever changes a batch in place would change the images of every epoch to come."""
+    source = np.zeros((3, 5, 5), np.uint8).transpose(1, 2, 0)  # channels lie as the view wants them
+    source.flags.writeable = False  # as an array in a memory map does
+    for view in (cut(source, Crop(0, 0, 5, 5, flip), 5), evaluation_view(source, Preprocessing(size=5, crop_fraction=1))):
+        view += 1
+    assert source.sum() == 0
+
+
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.2, 0.5)])
+@pytest.mark.parametrize(("height", "width"), [(97, 61), (61, 97), (100, 400)])
+def test_crops_are_distributed_as_torchvision_s(height: int, width: int, scale: tuple[float, float]) -> None:
+    """The student would see smaller details, or other shapes, than the paper's."""
+    random, view, count = np.random.default_rng(1), TrainView(scale=scale), 1500
+    ours = np.array([draw_crop(height, width, view, random)[:4] for _ in range(count)])
+    image = torch.empty(3, height, width)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        theirs = [RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(count)]
+    theirs = np.array(theirs)
+    for column in range(4):  # the smallest p of 24 comparisons of equal distributions is below 1e-4 once in 400
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-4
+    assert ks_2samp(ours[:, 2] / ours[:, 3], theirs[:, 2] / theirs[:, 3]).pvalue > 1e-4
+
+
+@settings(max_examples=100, deadline=None)
+@given(height=st.integers(1, 90), width=st.integers(1, 90), seed=st.integers(0, 999))
+def test_a_crop_lies_in_the_picture_and_keeps_its_limits(height: int, width: int, seed: int) -> None:
+    """An empty crop is an error in the middle of the night; a slice beyond the edge silently changes its shape."""
+    top, left, box_height, box_width, _ = draw_crop(height, width, TrainView(), np.random.default_rng(seed))
+    assert 0 <= top <= height - box_height
+    assert 0 <= left <= width - box_width
+    assert min(box_height, box_width) >= 1
+    if min(height, width) > 40:
+        assert 3 / 4 * 0.9 < box_width / box_height < 4 / 3 * 1.1
+        assert 0.07 < box_height * box_width / (height * width) <= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 90), (90, 7), (11, 13), (1, 50), (50, 1), (1, 1)])
+def test_where_no_crop_fits_the_largest_centred_one_is_taken(height: int, width: int) -> None:
+    """A panorama would be squeezed into a square."""
+    crop = draw_crop(height, width, TrainView(scale=(50, 60)), np.random.default_rng(0))
+    assert crop[:4] == RandomResizedCrop.get_params(torch.empty(3, height, width), [50, 60], [3 / 4, 4 / 3])
+
+
+@pytest.mark.parametrize(("flip", "low", "high"), [(0.0, 0, 0), (1.0, 400, 400), (0.5, 150, 250)])
+def test_the_share_of_mirrored_crops_is_what_was_asked_for(flip: float, low: int, high: int) -> None:
+    """Digits and text would be learned mirrored."""
+    random = np.random.default_rng(0)
+    mirrored = sum(draw_crop(9, 7, TrainView(flip=flip), random).flip for _ in range(400))
+    assert low <= mirrored <= high
