@@ -48,7 +48,9 @@ def view(picture: np.ndarray, random: np.random.Generator) -> Tensor:
     return cut(picture, draw_crop(*picture.shape[:2], TrainView(), random), 5)
 
 
-def make(images: Pictures | None = None, *, batch_size: int = 6, seed: int = 3, workers: int = 0, **options) -> TrainLoader:
+def make(
+    images: Pictures | None = None, *, batch_size: int = 6, seed: int = 3, workers: int = 0, **options
+) -> TrainLoader:
     return TrainLoader(images or Pictures(), view, batch_size=batch_size, seed=seed, workers=workers, **options)
 
 
@@ -90,6 +92,7 @@ def test_an_epoch_has_every_image_at_most_once_in_an_order_of_its_own() -> None:
 
 def test_an_image_has_another_view_in_every_epoch_and_under_every_seed() -> None:
     """There would be no augmentation after the first epoch."""
+
     def views(seed: int, epoch: int) -> dict[int, Tensor]:
         batches = take(make(seed=seed, batch_size=23), 1, start=epoch)
         return dict(zip(batches[0].index.tolist(), batches[0].images, strict=True))

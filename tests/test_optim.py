@@ -89,7 +89,9 @@ def test_sgd_steps_as_the_paper_s() -> None:
 
 def test_adamw_is_there_for_those_who_want_it() -> None:
     """`--optimizer.name adamw` would train with SGD."""
-    adamw = optimizer([nn.Parameter(torch.ones(1))], OptimizerConfig(name="adamw", learning_rate=3e-4, weight_decay=0.05))
+    adamw = optimizer(
+        [nn.Parameter(torch.ones(1))], OptimizerConfig(name="adamw", learning_rate=3e-4, weight_decay=0.05)
+    )
     assert type(adamw) is torch.optim.AdamW
     assert (adamw.defaults["lr"], adamw.defaults["weight_decay"]) == (3e-4, 0.05)
 

@@ -40,9 +40,14 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     """A disk that fills up while results are written would cost the results of before."""
     file = tmp_path / "results.json"
     write_atomically(file, "old")
-    with pytest.raises(OSError, match="No space"), replacing(file) as temporary:
-        temporary.write_text("ne")
-        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fail() -> None:
+        with replacing(file) as temporary:
+            temporary.write_text("ne")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        fail()
     assert file.read_text() == "old"
     assert files(tmp_path) == ["results.json"]
 
@@ -72,10 +77,18 @@ def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
     assert (tmp_path / "results.json").stat().st_mode & 0o777 == 0o644
 
 
+def test_a_start_that_failed_at_once_does_not_block_its_folder(tmp_path: Path) -> None:
+    """After a typo in --teacher the corrected command would be refused, over a folder that holds nothing of worth."""
+    out = tmp_path / "run"
+    RunFolder.open(out, Config(out=out, data="fotos"), resume=False)
+    RunFolder.open(out, Config(out=out, data="photos"), resume=False)
+    assert "photos" in (out / "config.yaml").read_text()
+
+
 def test_a_folder_with_another_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     """A second run under the same name would mix two runs' metrics and overwrite a student."""
     out = tmp_path / "run"
-    RunFolder.open(out, Config(out=out), resume=False)
+    RunFolder.open(out, Config(out=out), resume=False).log("train", step=1, loss=2.0)
     before = {name: (out / name).read_bytes() for name in files(out)}
     with pytest.raises(Refusal, match=r"another run.*--resume"):
         RunFolder.open(out, Config(out=out, data="photos"), resume=False)
@@ -103,7 +116,9 @@ def test_a_folder_without_rights_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     if os.geteuid() != 0:
         tmp_path.chmod(0o500)
     else:  # nothing is forbidden to root
-        monkeypatch.setattr(Path, "mkdir", lambda self, **_: (_ for _ in ()).throw(PermissionError(13, "no", str(self))))
+        monkeypatch.setattr(
+            Path, "mkdir", lambda self, **_: (_ for _ in ()).throw(PermissionError(13, "no", str(self)))
+        )
     with pytest.raises(PermissionError) as caught:
         RunFolder.open(tmp_path / "run", Config(out=tmp_path / "run"), resume=False)
     assert "run" in str(caught.value.filename)
@@ -112,7 +127,7 @@ def test_a_folder_without_rights_says_so(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_resuming_needs_a_run(tmp_path: Path) -> None:
     """A mistyped --out with --resume must not start a run of 130 epochs silently."""
-    with pytest.raises(Refusal, match="got no config.yaml"):
+    with pytest.raises(Refusal, match=r"got no config\.yaml"):
         RunFolder.open(tmp_path / "typo", Config(out=tmp_path), resume=True)
     assert not (tmp_path / "typo").exists()
 

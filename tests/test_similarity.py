@@ -50,7 +50,7 @@ def plain(
     index: Tensor | None = None,
     anchor_index: Tensor | None = None,
 ) -> tuple[float, list[list[float]]]:
-    """The loss and its gradient (B, D_s), which is Σ_j (p_j^s - p_j^t) a_j / (temperature · B), from loops of floats."""
+    """The loss and its gradient (B, D_s), Σ_j (p_j^s - p_j^t) a_j / (temperature · B), from loops over floats."""
     lists = [rows.detach().double().cpu().tolist() for rows in (query, query_anchors, target, target_anchors)]
     losses, gradient = [], []
     for place, (row, wanted) in enumerate(zip(lists[0], lists[2], strict=True)):

@@ -110,12 +110,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def config() -> TrainingConfig:
-    return TrainingConfig(
-        epochs=4, batch_size=6, validate_every_epochs=2, save_every_minutes=NEVER, log_every_steps=3
-    )
+    return TrainingConfig(epochs=4, batch_size=6, validate_every_epochs=2, save_every_minutes=NEVER, log_every_steps=3)
 
 
-# ---- durations and time budgets ----------------------------------------------------------------------------------------
+# ---- durations and time budgets ----
 
 
 @pytest.mark.parametrize(
@@ -195,7 +193,7 @@ def test_a_resumed_run_keeps_the_fitted_schedule(tmp_path: Path, clock: Clock, c
     assert torch.equal(whole.model.weight, resumed.model.weight)
 
 
-# ---- what is logged, scored and saved when ---------------------------------------------------------------------------
+# ---- what is logged, scored and saved when ----
 
 
 def test_scores_are_taken_at_the_start_every_few_epochs_and_at_the_end(
@@ -210,9 +208,7 @@ def test_scores_are_taken_at_the_start_every_few_epochs_and_at_the_end(
     assert [line["epoch"] for line in frame.lines("train")][-1] == pytest.approx(4.6)
 
 
-def test_a_logged_loss_is_the_mean_since_the_line_before(
-    tmp_path: Path, clock: Clock, config: TrainingConfig
-) -> None:
+def test_a_logged_loss_is_the_mean_since_the_line_before(tmp_path: Path, clock: Clock, config: TrainingConfig) -> None:
     """Losses of single batches are too noisy to compare two runs by."""
     losses: list[float] = []
 
@@ -274,9 +270,7 @@ def test_a_run_resumed_at_any_step_logs_the_same_lines(
     assert torch.equal(whole.model.weight, resumed.model.weight)
 
 
-def test_what_a_step_draws_depends_on_its_number_alone(
-    tmp_path: Path, clock: Clock, config: TrainingConfig
-) -> None:
+def test_what_a_step_draws_depends_on_its_number_alone(tmp_path: Path, clock: Clock, config: TrainingConfig) -> None:
     """Dropout after a resume would differ: opening a loader, and scoring, draw from the same generator."""
     drawn: dict[str, list[float]] = {"whole": [], "resumed": [], "seed 1": []}
 
@@ -292,7 +286,7 @@ def test_what_a_step_draws_depends_on_its_number_alone(
     assert len(set(drawn["whole"] + drawn["seed 1"])) == 40
 
 
-# ---- stopping ----------------------------------------------------------------------------------------------------------
+# ---- stopping ----
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -414,7 +408,7 @@ def test_an_unusable_image_is_listed_or_under_strict_an_error(
         strict.go()
 
 
-# ---- where it runs -----------------------------------------------------------------------------------------------------
+# ---- where it runs ----
 
 
 def test_hardware_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,6 +440,7 @@ def test_what_goes_wrong_in_the_first_process_is_raised_there(several: int) -> N
             self.is_global_zero = first
 
         def all_reduce(self, value: torch.Tensor, *, reduce_op: str) -> torch.Tensor:
+            assert reduce_op == "max"
             return value if self.is_global_zero else torch.tensor(1.0)
 
     def fail() -> None:
@@ -460,7 +455,7 @@ def test_what_goes_wrong_in_the_first_process_is_raised_there(several: int) -> N
         assert caught.value.code == 0
 
 
-def test_a_process_left_behind_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_left_behind_is_ended() -> None:
     """After an error in the first process the others would keep their accelerators until someone looks."""
     told = SimpleNamespace(killed=False)
 

@@ -81,7 +81,10 @@ def test_a_view_is_never_the_data_set_s_own_memory(flip: bool) -> None:
     """Whoever changes a batch in place would change the images of every epoch to come."""
     source = np.zeros((3, 5, 5), np.uint8).transpose(1, 2, 0)  # channels lie as the view wants them
     source.flags.writeable = False  # as an array in a memory map does
-    for view in (cut(source, Crop(0, 0, 5, 5, flip), 5), evaluation_view(source, Preprocessing(size=5, crop_fraction=1))):
+    for view in (
+        cut(source, Crop(0, 0, 5, 5, flip), 5),
+        evaluation_view(source, Preprocessing(size=5, crop_fraction=1)),
+    ):
         view += 1
     assert source.sum() == 0
 

@@ -26,7 +26,12 @@ class Bank:
     """
 
     def __init__(
-        self, size: int, widths: dict[str, int], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        size: int,
+        widths: dict[str, int],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ):
         if size < 1:
             raise Refusal(f"--objective.bank-size expected at least 1, got {size}: the paper's is 128000")

@@ -1,8 +1,8 @@
 """Random colour jitter, grey and blur of a whole batch on its device, every image with its own numbers.
 
-Source: SimCLR (Chen et al., ICML 2020, Appendix A); each operation is torchvision's (adjust_brightness, adjust_contrast,
-adjust_saturation, adjust_hue, rgb_to_grayscale, gaussian_blur) on float pixels. Done here and not in the workers because
-the same on Pillow images takes 2 ms of a core per 32-pixel view, 20 times the rest of the loading.
+Source: SimCLR (Chen et al., ICML 2020, Appendix A); each operation is torchvision's (adjust_brightness,
+adjust_contrast, adjust_saturation, adjust_hue, rgb_to_grayscale, gaussian_blur) on float pixels. Done here and not in
+the workers because the same on Pillow images takes 2 ms of a core per 32-pixel view, 20 times the rest of the loading.
 Differs from torchvision: the order of the four colour operations is drawn once a batch, not once an image.
 """
 
@@ -42,7 +42,9 @@ class Change:
 
     def part(self, first: int, last: int) -> Change:
         """The numbers of images [first, last)."""
-        return Change(self.order, *(getattr(self, name)[first:last] for name in self.__dataclass_fields__ if name != "order"))
+        return Change(
+            self.order, *(getattr(self, name)[first:last] for name in self.__dataclass_fields__ if name != "order")
+        )
 
 
 def draw(count: int, config: Config, generator: torch.Generator) -> Change:
@@ -52,15 +54,15 @@ def draw(count: int, config: Config, generator: torch.Generator) -> Change:
         return torch.rand(count, generator=generator) * (high - low) + low
 
     changed = uniform(0, 1) < config.probability
-    factors = [
+    brightness, contrast, saturation = (
         torch.where(changed, uniform(max(0.0, 1 - reach), 1 + reach), 1.0)
         for reach in (config.brightness, config.contrast, config.saturation)
-    ]
+    )
     hue = torch.where(changed, uniform(-config.hue, config.hue), 0.0)
     grey = uniform(0, 1) < config.grey
     sigma = torch.where(uniform(0, 1) < config.blur, uniform(0.1, 2.0), 0.0)
     order = tuple(torch.randperm(4, generator=generator).tolist())
-    return Change(order, *factors, hue, grey, sigma)
+    return Change(order, brightness, contrast, saturation, hue, grey, sigma)
 
 
 def apply(images: Tensor, change: Change) -> Tensor:
@@ -99,7 +101,9 @@ def _turn_hue(pixels: Tensor, turn: Tensor) -> Tensor:
     red, green, blue = pixels.split(1, dim=1)
     safe = chroma.clamp_min(1e-8)
     sextant = torch.where(
-        largest == 0, (green - blue) / safe, torch.where(largest == 1, (blue - red) / safe + 2, (red - green) / safe + 4)
+        largest == 0,
+        (green - blue) / safe,
+        torch.where(largest == 1, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
     start = pixels.new_tensor((5.0, 3.0, 1.0)).view(1, 3, 1, 1)
     k = torch.remainder(start + sextant + 6 * turn, 6)
@@ -114,6 +118,10 @@ def _blur(pixels: Tensor, sigma: Tensor) -> Tensor:
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)  # (3·B, 2·radius + 1)
     groups = len(kernel)
     flat = pixels.reshape(1, groups, *pixels.shape[-2:])
-    flat = functional.conv2d(functional.pad(flat, (radius, radius, 0, 0), mode="reflect"), kernel[:, None, None, :], groups=groups)
-    flat = functional.conv2d(functional.pad(flat, (0, 0, radius, radius), mode="reflect"), kernel[:, None, :, None], groups=groups)
+    flat = functional.conv2d(
+        functional.pad(flat, (radius, radius, 0, 0), mode="reflect"), kernel[:, None, None, :], groups=groups
+    )
+    flat = functional.conv2d(
+        functional.pad(flat, (0, 0, radius, radius), mode="reflect"), kernel[:, None, :, None], groups=groups
+    )
     return flat.reshape(pixels.shape)

@@ -55,7 +55,7 @@ def run(config: Config) -> Path:
     splits = {name: images for name, images in (("train", opened.train), ("test", opened.test)) if images is not None}
     encoder = open_encoder(config.encoder, weights="pretrained", size=config.size)
     device = open_device(config.device)
-    encode: nn.Module = encoder.to(device, memory_format=torch.channels_last)
+    encode: nn.Module = encoder.to(device).to(memory_format=torch.channels_last)
     width = encoder.width
     if config.space == "teacher":
         projector = load_projector(Path(config.encoder) / "student")

@@ -4,8 +4,8 @@ A table is a folder:
 
     manifest.json           what produced it: encoder, weights, preprocessing, data, versions; when complete, statistics
     train/00000.npy         rows of one shard, (n, V, D) float16 unit rows; V = 1 here, the evaluation view
-    train/00000.json        their ids, labels, skipped images and the checksum of the rows: written last, so a shard that
-                            has it is finished
+    train/00000.json        their ids, labels, skipped images and the checksum of the rows: written last, so a shard
+                            that has it is finished
     test/…                  likewise, where the data has a test split
 
 Rows are found by id, never by position, and read through a memory map.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class TableWriter:
         return (self.path / split / f"{shard:05d}.json").exists()
 
     def write(
-        self, split: str, shard: int, embeddings: Embeddings, skipped: list[tuple[str, str, str]], dtype: str
+        self, split: str, shard: int, embeddings: Embeddings, skipped: Sequence[tuple[str, str, str]], dtype: str
     ) -> None:
         """Write one shard: rows first, then the file that declares it finished."""
         rows = np.ascontiguousarray(embeddings.rows[:, None].astype(dtype))

@@ -51,7 +51,7 @@ class Config:
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …
     out: Path  # results.json and pictures.json are written here
     metrics: tuple[str, ...] = ()  # evaluations to run; none named: all that fit
-    protocols: Protocols = field(default_factory=Protocols)  # type: ignore[valid-type]
+    protocols: Protocols = field(default_factory=Protocols)
     held_out: float = 0.1  # share of the images that are queries where the data has no test split
     size: int | None = None  # pixels of the input; None: each encoder's own
     batch_size: int = 256  # images embedded at once
@@ -69,7 +69,8 @@ class ProbeView:
         self.size = size
 
     def __call__(self, picture: np.ndarray, random: np.random.Generator) -> Tensor:
-        return cut(picture, draw_crop(*picture.shape[:2], TrainView(), random), self.size)
+        height, width, _ = picture.shape
+        return cut(picture, draw_crop(height, width, TrainView(), random), self.size)
 
 
 def run(config: Config) -> Path:
@@ -82,8 +83,8 @@ def run(config: Config) -> Path:
     assert splits.test is not None
     for name in ("config.yaml", "results.json"):
         if (config.out / name).exists():
-            raise Refusal(f"--out expected a folder without results, got {config.out}, which holds {name} of another run: "
-                          "name another")  # fmt: skip
+            raise Refusal(f"--out expected a folder without results, got {config.out}, which holds {name} of another "
+                          "run: name another")  # fmt: skip
     config.out.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(config.out)
 
@@ -119,7 +120,7 @@ def run(config: Config) -> Path:
             about[name] = {"spec": spec, "width": table.width}
         else:
             encoder = open_encoder(spec, weights="pretrained", size=config.size)
-            encoder = encoder.to(device, memory_format=torch.channels_last)
+            encoder = encoder.to(device).to(memory_format=torch.channels_last)
             view = EvaluationView(encoder.preprocessing)
             train = embed_split(encoder, splits.train, view, f"{name}, train")
             test = embed_split(encoder, splits.test, view, f"{name}, test")
@@ -252,15 +253,16 @@ SHORT = {  # headings that leave a table of five models within 80 columns
 
 def result_table(scores: dict[str, dict[str, Any]], about: dict[str, dict[str, Any]]) -> RichTable:
     """The table that a terminal shows."""
-    columns = list(dict.fromkeys(metric for found in scores.values() for metric in found["metrics"]))
+    found = dict.fromkeys(metric for one in scores.values() for metric in one["metrics"])
+    columns = [metric for metric in SHORT if metric in found] + [metric for metric in found if metric not in SHORT]
     table = RichTable(header_style="bold")
     table.add_column("model", no_wrap=True)
     for column in columns:
         table.add_column(SHORT.get(column, column.replace("_", " ")), justify="right")
     table.add_column("parameters", justify="right")
     table.add_column("multiply-adds", justify="right")
-    for name, found in scores.items():
-        values = [f"{100 * found['metrics'][metric]:.1f}" if metric in found["metrics"] else "–" for metric in columns]
+    for name, one in scores.items():
+        values = [f"{100 * one['metrics'][metric]:.1f}" if metric in one["metrics"] else "–" for metric in columns]
         sizes = [_rounded(about[name][key]) if key in about[name] else "–" for key in ("parameters", "flops")]
         table.add_row(name, *values, *sizes)
     return table

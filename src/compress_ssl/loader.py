@@ -155,7 +155,9 @@ class TrainLoader:
                 f"got {batch_size}: lower it"
             )
         if ranks > 1 and batch_size < 2 * ranks:
-            raise Refusal(f"--batch-size expected at least 2 for each of the {ranks} processes, got {batch_size}: raise it")
+            raise Refusal(
+                f"--batch-size expected at least 2 for each of the {ranks} processes, got {batch_size}: raise it"
+            )
         if batch_size % ranks:
             raise Refusal(f"--batch-size expected a multiple of the {ranks} processes, got {batch_size}: change either")
         self.images, self.view, self.batch_size, self.seed = images, view, batch_size, seed
@@ -177,7 +179,7 @@ class TrainLoader:
         """Batches of step `start`, `start` + 1, … without end."""
         loader: DataLoader[Batch] = DataLoader(
             _Items(self.images, self.view, self.seed, substitute=True),
-            batch_sampler=_Steps(self, start),  # type: ignore[arg-type]
+            batch_sampler=_Steps(self, start),
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=self.pin_memory,
@@ -215,7 +217,7 @@ def evaluation_batches(
         workers = 0  # starting processes would take longer than reading the images
     loader: DataLoader[Batch] = DataLoader(
         _Items(images, view, seed, substitute=False),
-        batch_sampler=keys,  # type: ignore[arg-type]
+        batch_sampler=keys,
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin_memory,

@@ -35,7 +35,7 @@ class Momentum:
         """Move every parameter a share 1 - momentum towards the student's."""
         if self.slow is None or self.momentum is None:
             return
-        slow, fast = list(self.slow.parameters()), [parameter.detach() for parameter in student.parameters()]
+        slow, fast = ([parameter.detach() for parameter in model.parameters()] for model in (self.slow, student))
         torch._foreach_lerp_(slow, fast, 1 - self.momentum)
 
     def state_dict(self) -> dict[str, Any]:

@@ -33,33 +33,36 @@ def choose(models: dict[str, Embedded], train: ImageSet, test: ImageSet, *, seed
     random = np.random.default_rng(seed)
     queries = np.sort(random.permutation(len(first.test.ids))[:QUERIES])
     count = len({int(label) for label in first.train.labels if label >= 0}) or 10
-    neighbours, clusters = {}, {}
-    shown: dict[str, tuple[ImageSet, str]] = {first.test.ids[query]: (test, first.test.ids[query]) for query in queries}
+    # cat/1.png may be in both splits, two pictures with one id: such queries get a name of their own
+    shared = set(train.ids)
+    query_names = {id: f"{id} (test)" if id in shared else id for id in (first.test.ids[query] for query in queries)}
+    neighbours: dict[str, dict[str, list[str]]] = {}
+    clusters: dict[str, list[list[str]]] = {}
+    gallery: set[str] = set()
     for name, embedded in models.items():
         rows = torch.from_numpy(embedded.train.rows)
         found = nearest_neighbours(torch.from_numpy(embedded.test.rows[queries]), rows, count=NEIGHBOURS)[1].numpy()
         neighbours[name] = {
-            embedded.test.ids[query]: [embedded.train.ids[place] for place in places]
+            query_names[embedded.test.ids[query]]: [embedded.train.ids[place] for place in places]
             for query, places in zip(queries, found, strict=True)
         }
         assigned = k_means(
             embedded.train.rows, clusters=count, iterations=20, seed=seed, start="k-means++", attempts=1
         )[1]
         present = np.unique(assigned)
-        rows_shown = []
+        clusters[name] = []
         for cluster in np.sort(np.random.default_rng(seed).permutation(present)[:CLUSTERS]):
             members = np.random.default_rng((seed, int(cluster))).permutation(np.flatnonzero(assigned == cluster))
-            rows_shown.append([embedded.train.ids[place] for place in members[:MEMBERS]])
-        clusters[name] = rows_shown
-        for ids in [*neighbours[name].values(), *rows_shown]:
-            shown |= {id: (train, id) for id in ids if id not in shown}
-    places = {id: (images, place) for images in (train, test) for place, id in enumerate(images.ids) if id in shown}
+            clusters[name].append([embedded.train.ids[place] for place in members[:MEMBERS]])
+        gallery |= {id for ids in [*neighbours[name].values(), *clusters[name]] for id in ids}
+    places = {id: (train, place) for place, id in enumerate(train.ids) if id in gallery}
+    places |= {query_names[id]: (test, place) for place, id in enumerate(test.ids) if id in query_names}
     return {
-        "queries": [first.test.ids[query] for query in queries],
+        "queries": list(query_names.values()),
         "neighbours": neighbours,
         "clusters": clusters,
-        "pictures": {id: _thumbnail(places[id][0].read(places[id][1])) for id in shown},
-        "labels": {id: _label(*places[id]) for id in shown},
+        "pictures": {id: _thumbnail(images.read(place)) for id, (images, place) in places.items()},
+        "labels": {id: _label(images, place) for id, (images, place) in places.items()},
     }
 
 

@@ -54,7 +54,8 @@ def run(config: Config) -> Path:
 
 def render(folders: Sequence[Folder], *, title: str | None) -> str:
     """The page as text."""
-    comparisons, models = compare(folders)
+    judged = [folder for folder in folders if not _scored_elsewhere(folder, folders)]
+    comparisons, models = compare(judged)
     names = run_names(folders, comparisons)
     scored = {model.place for one in comparisons for model in one.models}
     waiting = [folder for folder in folders if folder.results is None and folder.path.resolve() not in scored]
@@ -62,7 +63,7 @@ def render(folders: Sequence[Folder], *, title: str | None) -> str:
     colours = {folder.path.resolve(): position % RUN_COLOURS for position, folder in enumerate(curved)}
     tables = [{"sentence": sentence(one), **table(one, colours=colours)} for one in comparisons]
     columns = [key for kind in ("metrics", "costs") for one in tables for key in one[kind]]
-    shown = galleries(folders, models)
+    shown = galleries(judged, models)
     numbers, rules = picture_rules(shown)
 
     template = importlib.resources.files("compress_ssl.page").joinpath("page.html").read_text(encoding="utf-8")
@@ -79,4 +80,14 @@ def render(folders: Sequence[Folder], *, title: str | None) -> str:
         picture_numbers=numbers,
         picture_rules=rules,
         sources=[(names[folder.label], folder) for folder in folders],
+    )
+
+
+def _scored_elsewhere(folder: Folder, folders: Sequence[Folder]) -> bool:
+    """Whether another folder's results hold this run as a model: its own held-out scores would be a second table."""
+    return any(
+        Path(entry.get("spec", "")).resolve() == folder.path.resolve()
+        for other in folders
+        if other is not folder and other.results is not None
+        for entry in other.results["models"].values()
     )

@@ -119,6 +119,7 @@ def hardware() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """The exact command, the versions and the hardware: what someone needs to do this again."""
+    program = Path(sys.argv[0]).name.replace("cli.py", "compress-ssl")  # python -m compress_ssl.cli
     names = ("compress-ssl", "torch", "torchvision", "timm", "lightning", "lightly", "numpy", "pillow", "scikit-learn")
     versions = {"python": platform.python_version()}
     for name in names:
@@ -127,8 +128,8 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "command_line": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": [program, *sys.argv[1:]],
+        "command_line": shlex.join([program, *sys.argv[1:]]),
         "versions": versions,
         "hardware": hardware(),
         "system": f"{platform.system()} {platform.release()}",
@@ -147,7 +148,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, config: Any, *, resume: bool) -> RunFolder:
-        """Start a run in an empty or new folder, or continue the one that is there.
+        """Start a run in an empty or new folder (or where a start failed at once), or continue the one that is there.
 
         Raises: Refusal if the folder holds another run, if there is nothing to resume, or if the
         configuration is not the one the run was started with (the difference is in the message).
@@ -168,7 +169,7 @@ class RunFolder:
             return run
         if path.exists() and not path.is_dir():
             raise Refusal(f"--out expected a folder, got the file {path}: name another place")
-        if path.is_dir() and any(not _LEFT_OVER.fullmatch(inside.name) for inside in path.iterdir()):
+        if path.is_dir() and not _nothing_computed(path):
             what = "another run" if file.is_file() else "other files"
             raise Refusal(
                 f"--out expected an empty or new folder, got {path}, which holds {what}: "
@@ -226,6 +227,12 @@ class RunFolder:
 def _compared(config: dict[str, Any]) -> dict[str, Any]:
     """What must be the same to continue a run: all but how the folder is written and that it is continued."""
     return {name: value for name, value in config.items() if name not in ("out", "resume")}
+
+
+def _nothing_computed(path: Path) -> bool:
+    """Whether a folder is empty, or was left by a start that failed before it had computed anything."""
+    inside = {file.name for file in path.iterdir() if not _LEFT_OVER.fullmatch(file.name)}
+    return not inside or (inside <= {"config.yaml", "environment.json"} and "config.yaml" in inside)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

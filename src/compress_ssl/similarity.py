@@ -43,18 +43,25 @@ def anchor_kl(
     if len(query_anchors) == 0:
         return (query * 0).sum().to(dtype)
     with torch.autocast(query.device.type, enabled=False):
-        student = (query.to(dtype) @ query_anchors.detach().to(dtype).T) / temperature  # (B, A)
-        teacher = (target.detach().to(dtype) @ target_anchors.detach().to(dtype).T) / temperature
-        if index is None or anchor_index is None:
-            log_p, log_q = teacher.log_softmax(dim=1), student.log_softmax(dim=1)
-            return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
-        own = index[:, None] == anchor_index[None, :]
-        alone = own.all(dim=1, keepdim=True)
-        left_out = own & ~alone  # a query that has only its own anchors would be 0/0; it is multiplied by 0 below
-        log_p = teacher.masked_fill(left_out, float("-inf")).log_softmax(dim=1)
-        log_q = student.masked_fill(left_out, float("-inf")).log_softmax(dim=1)
-        difference = (log_p - log_q).masked_fill(left_out, 0)  # -inf - -inf; its weight is 0
+        own = None if index is None or anchor_index is None else index[:, None] == anchor_index[None, :]
+        alone = None if own is None else own.all(dim=1, keepdim=True)
+        # a query that has only its own anchors would be 0/0: it keeps them and is multiplied by 0 below
+        left_out = None if own is None or alone is None else own & ~alone
+        log_p = _log_shares(target.detach().to(dtype), target_anchors.detach().to(dtype), temperature, left_out)
+        log_q = _log_shares(query.to(dtype), query_anchors.detach().to(dtype), temperature, left_out)
+        difference = log_p - log_q
+        if alone is None or left_out is None:
+            return (log_p.exp() * difference).sum(dim=1).mean()
+        difference = difference.masked_fill(left_out, 0)  # -inf - -inf; its weight is 0
         return (log_p.exp() * difference).sum(dim=1).mul(~alone.squeeze(1)).mean()
+
+
+def _log_shares(rows: Tensor, anchors: Tensor, temperature: float, left_out: Tensor | None) -> Tensor:
+    """(B, A) log of each anchor's share; a function of its own, so that the similarities are freed on return."""
+    similarities = (rows @ anchors.T) / temperature
+    if left_out is not None:
+        similarities.masked_fill_(left_out, float("-inf"))
+    return similarities.log_softmax(dim=1)
 
 
 def _check(query: Tensor, query_anchors: Tensor, target: Tensor, target_anchors: Tensor, temperature: float) -> None:

@@ -58,4 +58,3 @@ def load_projector(folder: Path) -> nn.Linear | None:
         told = " ".join(str(trouble).split())  # torch lists what does not fit on lines of their own
         raise Refusal(f"expected a linear projector in {file}, got {told}: restore the file") from trouble
     return projector.requires_grad_(False)
-

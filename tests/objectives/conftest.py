@@ -55,7 +55,10 @@ class World:
         """Let our code compute in float64 where it says float32: 20 steps blow up a last digit by a thousand."""
         monkeypatch.setattr(Tensor, "float", Tensor.double)
         self.targets = self.targets.double()
-        bank, widths = objective.bank, {name: rows.shape[1] for name, rows in objective.bank.state_dict()["rows"].items()}
+        bank, widths = (
+            objective.bank,
+            {name: rows.shape[1] for name, rows in objective.bank.state_dict()["rows"].items()},
+        )
         objective.bank = Bank(bank.size, widths, dtype=torch.float64)
         objective.bank.load_state_dict(bank.state_dict())
 

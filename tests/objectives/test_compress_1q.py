@@ -29,9 +29,7 @@ def assert_same_training(world, objective: Objective, *, temperature: float, tol
 
 @pytest.mark.parametrize("start", ["random", "loaded"])
 @pytest.mark.parametrize("bank_size", [5, 19, 23])
-def test_twenty_steps_are_the_paper_s(
-    world, unit, monkeypatch: pytest.MonkeyPatch, bank_size: int, start: str
-) -> None:
+def test_twenty_steps_are_the_paper_s(world, unit, monkeypatch: pytest.MonkeyPatch, bank_size: int, start: str) -> None:
     """Results could not be compared with the paper's."""
     objective = make(bank_size=bank_size, same_image="keep", start="random")
     if start == "loaded":

@@ -165,12 +165,12 @@ def test_an_unknown_objective_is_refused_with_the_nearest_name() -> None:
         objectives.find("nobody.mine")
 
 
-def test_a_dotted_name_reaches_a_module_outside_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dotted_name_reaches_a_module_outside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One's own objective would have to be copied into the package."""
     (tmp_path / "somebody").mkdir()
     (tmp_path / "somebody" / "__init__.py").write_text("")
-    (tmp_path / "somebody" / "mine.py").write_text("from compress_ssl.objectives.compress_1q import Config, Objective\n")
+    (tmp_path / "somebody" / "mine.py").write_text(
+        "from compress_ssl.objectives.compress_1q import Config, Objective\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert objectives.find("somebody.mine").Objective is objectives.find("compress_1q").Objective

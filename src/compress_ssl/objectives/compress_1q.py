@@ -1,7 +1,8 @@
 """CompRess-1q: the student learns the teacher's own space, compared with the teacher's anchors.
 
-Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 3: one queue, one linear layer student_dim -> teacher_dim
-that is dropped after training (kept beside the student here: with it, an index of teacher embeddings can be queried).
+Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 3: one queue, one linear layer
+student_dim -> teacher_dim that is dropped after training (kept beside the student here: with it, an index of teacher
+embeddings can be queried).
 Relations: 2q keeps a bank of the student's own rows instead and needs no projector.
 Differs from the authors' code as compress_2q does.
 """
@@ -47,7 +48,9 @@ class Objective:
     ):
         del width  # of the backbone: a linear projector brings it to the teacher's
         if not config.temperature > 0:
-            raise Refusal(f"--objective.temperature expected more than 0, got {config.temperature}: the paper's is 0.04")
+            raise Refusal(
+                f"--objective.temperature expected more than 0, got {config.temperature}: the paper's is 0.04"
+            )
         self.config = config
         self.projector_width: int | None = target_width
         self.bank = Bank(min(config.bank_size, images), {"target": target_width}, device=device)

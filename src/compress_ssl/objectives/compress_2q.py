@@ -47,7 +47,9 @@ class Objective:
         seed: int = 0,
     ):
         if not config.temperature > 0:
-            raise Refusal(f"--objective.temperature expected more than 0, got {config.temperature}: the paper's is 0.04")
+            raise Refusal(
+                f"--objective.temperature expected more than 0, got {config.temperature}: the paper's is 0.04"
+            )
         self.config = config
         self.momentum = config.momentum
         self.bank = Bank(min(config.bank_size, images), {"key": width, "target": target_width}, device=device)

@@ -1,0 +1,770 @@
+"""Distillation as a user meets it: killed and resumed, in several processes or parts, with good and bad teachers."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from compress_ssl import checkpoint, cli, datasets, distill, embed, training
+from compress_ssl.datasets import Splits
+from compress_ssl.distill import Config, Scorer
+from compress_ssl.encoder import Encoder, open_encoder, save_encoder
+from compress_ssl.loader import Batch
+from compress_ssl.objectives import compress_1q, compress_2q
+from compress_ssl.optim import OptimizerConfig, ScheduleConfig
+from compress_ssl.refusal import Refusal
+from compress_ssl.teacher import LiveTeacher
+from compress_ssl.training import HardwareConfig, TrainingConfig
+
+STUDENT = "compress/resnet10_small_w8"
+EPOCH = 80  # steps: 1437 digits without the 150 held out, 16 a step
+NEVER = 1e9  # minutes
+OBJECTIVES = {"compress_1q": compress_1q.Config(), "compress_2q": compress_2q.Config(momentum=0.9)}
+
+
+class Killed(BaseException):
+    """What SIGKILL is to a process: nothing of ours catches it."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As the processes that are started here, so that sums are made in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A saved encoder for 8 pixels, 64 wide, whose batch norm has seen something."""
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(5)
+    encoder = open_encoder(STUDENT, weights="random", size=8).train()
+    pictures = datasets.open_splits("digits").test
+    assert pictures is not None
+    images = np.stack([pictures.read(place).transpose(2, 0, 1) for place in range(70)])
+    with torch.no_grad():
+        for _ in range(9):
+            encoder(torch.from_numpy(images))
+    save_encoder(encoder, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def config(teacher: str, tmp_path: Path) -> Config:
+    """13 steps of 16 digits, scored at 0, 5, 10 and 13."""
+    return Config(
+        teacher=teacher,
+        student=STUDENT,
+        data="digits",
+        out=tmp_path / "run",
+        objective=compress_2q.Config(),
+        training=TrainingConfig(
+            epochs=13 / EPOCH,
+            batch_size=16,
+            validate_every_epochs=5 / EPOCH,
+            save_every_minutes=0,
+            log_every_steps=3,
+            seed=3,
+        ),
+        optimizer=OptimizerConfig(learning_rate=0.05),
+        schedule=ScheduleConfig(name="cosine"),
+        hardware=HardwareConfig(accelerator="cpu", workers=0, precision="32"),
+        held_out=150,
+        gallery=70,
+    )
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the last scores: half of the time of a run this short."""
+    monkeypatch.setattr(Scorer, "finish", lambda _: None)
+
+
+def with_training(config: Config, **changes: Any) -> Config:
+    return replace(config, training=replace(config.training, **changes))
+
+
+def lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    """Metrics of one kind, without the one that is a time."""
+    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{**line, "images_per_second": None} for line in found if line["kind"] == kind]
+
+
+def final_state(run: Path) -> dict[str, Any]:
+    """All that the last checkpoint holds but the times."""
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    for name in ("spent", "scoring_seconds"):
+        del state["standing"][name]
+    del state["generators"]  # every step sets its own
+    return state
+
+
+def same(first: Any, second: Any) -> bool:
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return torch.equal(first, second) if isinstance(first, Tensor) else first == second
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    for kind in ("train", "validation"):
+        assert lines(first, kind) == lines(second, kind)
+    assert same(final_state(first), final_state(second))
+    assert same(student(first), student(second))
+
+
+def student(run: Path) -> dict[str, dict[str, Tensor]]:
+    """What the best student was saved as."""
+    return {file.name: load_file(file) for file in (run / "student").glob("*.safetensors")}
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    """Of the last student, which need not be the best."""
+    return final_state(run)["parts"]["student"]
+
+
+# ---- killed and resumed ----
+
+
+def before_first_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    def save(*_: Any) -> None:
+        raise Killed
+
+    patch.setattr(checkpoint, "save", save)
+
+
+def before_a_step_is_saved(patch: pytest.MonkeyPatch) -> None:
+    """Step 9 is logged; the checkpoint is of step 8."""
+    save = checkpoint.save
+
+    def killed(path: Path, parts: Any, standing: dict[str, Any]) -> None:
+        if standing["step"] == 9:
+            raise Killed
+        save(path, parts, standing)
+
+    patch.setattr(checkpoint, "save", killed)
+
+
+def between_backward_and_bank(patch: pytest.MonkeyPatch) -> None:
+    """Step 7 of a run that was saved at its start only."""
+    for module in (compress_1q, compress_2q):
+        update = module.Objective.update
+
+        def killed(self: Any, *rows: Tensor, update: Callable[..., None] = update) -> None:
+            self.updates = getattr(self, "updates", 0) + 1
+            if self.updates == 7:
+                raise Killed
+            update(self, *rows)
+
+        patch.setattr(module.Objective, "update", killed)
+    write = training.Training._write
+    patch.setattr(training.Training, "_write", lambda self: write(self) if self.step == 0 else None)
+
+
+def during_scoring(patch: pytest.MonkeyPatch) -> None:
+    """At step 10, after a better student was written, before its score is."""
+    score = Scorer.__call__
+
+    def killed(self: Scorer, standing: training.Training) -> dict[str, float]:
+        scores = score(self, standing)
+        if standing.step == 10:
+            raise Killed
+        return scores
+
+    patch.setattr(Scorer, "__call__", killed)
+
+
+def during_the_last_scores(patch: pytest.MonkeyPatch) -> None:
+    def finish(_: Scorer) -> None:
+        raise Killed
+
+    patch.setattr(Scorer, "finish", finish)
+
+
+MOMENTS = [
+    before_first_checkpoint,
+    before_a_step_is_saved,
+    between_backward_and_bank,
+    during_scoring,
+    during_the_last_scores,
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], Path]:
+    """The same run, never killed; made once for each objective."""
+    made: dict[str, Path] = {}
+
+    def run(config: Config) -> Path:
+        name = config.objective.name
+        if name not in made:
+            made[name] = distill.run(replace(config, out=tmp_path_factory.mktemp("whole") / name))
+        return made[name]
+
+    return run
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_at_any_moment_and_resumed_is_the_run_that_was_never_killed(
+    config: Config, whole: Callable[[Config], Path], objective: str, moment: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """A pre-empted machine would change the result: bank, slow student, optimizer, order, views or best score lost."""
+    config = replace(config, objective=OBJECTIVES[objective])
+    with pytest.MonkeyPatch.context() as patch:
+        moment(patch)
+        with pytest.raises(Killed):
+            distill.run(config)
+    distill.run(replace(config, resume=True))
+    assert_same_run(whole(config), config.out)
+    results, reference = (json.loads((run / "results.json").read_text()) for run in (config.out, whole(config)))
+    for name in ("teacher", "student"):
+        assert results["models"][name]["metrics"] == reference["models"][name]["metrics"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_killed_right_after_its_schedule_was_fitted_keeps_the_schedule(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured anew, the learning rates of the rest would differ from those of a run that was never killed."""
+
+    class Clock:
+        """A tenth of a second passes whenever someone looks."""
+
+        now = 0.0
+
+        def monotonic(self) -> float:
+            self.now += 0.1
+            return self.now
+
+    config = with_training(config, time_budget="10s", validate_every_epochs=NEVER, save_every_minutes=NEVER)
+    monkeypatch.setattr(training, "time", Clock())
+    reference = replace(config, out=config.out.parent / "whole")
+    distill.run(reference)
+
+    save, fitted = checkpoint.save, 3 + training.CALIBRATION_STEPS
+
+    def killed(path: Path, parts: Any, standing: dict[str, Any]) -> None:
+        save(path, parts, standing)
+        if standing["fitted"]:
+            raise Killed
+
+    monkeypatch.setattr(training, "time", Clock())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        with pytest.raises(Killed):
+            distill.run(config)
+    assert final_state(config.out)["standing"]["step"] == fitted
+    monkeypatch.setattr(training, "time", time)
+    distill.run(replace(config, resume=True))
+    assert final_state(config.out)["standing"]["step"] > fitted
+    assert_same_run(reference.out, config.out)
+
+
+@pytest.mark.usefixtures("quick")
+def test_dropout_of_a_resumed_run_is_that_of_a_run_never_killed(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student with dropout or stochastic depth would draw other numbers after every kill."""
+
+    def with_dropout(*arguments: Any, **options: Any) -> Encoder:
+        encoder = open_encoder(*arguments, **options)
+        backbone: Any = encoder.backbone
+        backbone.avgpool = nn.Sequential(backbone.avgpool, nn.Dropout(0.3))
+        return encoder
+
+    monkeypatch.setattr(distill, "open_encoder", with_dropout)
+    reference = replace(config, out=config.out.parent / "whole")
+    distill.run(reference)
+    with pytest.MonkeyPatch.context() as patch:
+        before_a_step_is_saved(patch)
+        with pytest.raises(Killed):
+            distill.run(config)
+    distill.run(replace(config, resume=True))
+    assert_same_run(reference.out, config.out)
+
+
+def arguments(config: Config, *more: str) -> list[str]:
+    """The command line that says the same as `config`."""
+    given = {
+        "teacher": config.teacher,
+        "student": config.student,
+        "data": config.data,
+        "out": config.out,
+        "objective": config.objective.name,
+        "epochs": config.training.epochs,
+        "batch-size": config.training.batch_size,
+        "accumulate": config.training.accumulate,
+        "validate-every-epochs": config.training.validate_every_epochs,
+        "save-every-minutes": config.training.save_every_minutes,
+        "log-every-steps": config.training.log_every_steps,
+        "seed": config.training.seed,
+        "optimizer.learning-rate": config.optimizer.learning_rate,
+        "schedule.name": config.schedule.name,
+        "accelerator": "cpu",
+        "workers": 0,
+        "precision": "32",
+        "held-out": config.held_out,
+        "gallery": config.gallery,
+    }
+    return ["distill", *(word for name, value in given.items() for word in (f"--{name}", str(value))), *more]
+
+
+def start(command: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        file = run / "metrics.jsonl"
+        if file.exists() and any(int(found) >= step for found in re.findall(r'"step": (\d+),', file.read_text())):
+            return
+        time.sleep(0.02)
+    process.kill()
+    pytest.fail(f"no step {step}: {process.communicate()[1]}")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_process_ended_by_sigkill_then_sigterm_gives_the_run_that_was_never_ended(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What holds for an exception must hold for a process: half-written files, lost buffers, the printed command."""
+    program = [sys.executable, "-m", "compress_ssl.cli"]
+    monkeypatch.setattr("compress_ssl.report.run", lambda config: config.runs[0])
+    config = with_training(
+        config, epochs=200 / EPOCH, validate_every_epochs=40 / EPOCH, save_every_minutes=0.002, log_every_steps=3
+    )
+    reference = with_training(replace(config, out=config.out.parent / "whole"), save_every_minutes=NEVER)
+
+    process = start([*program, *arguments(config)])
+    wait_for_step(config.out, 12, process)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+    process = start([*program, *arguments(config, "--resume")])
+    wait_for_step(config.out, 60, process)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, told
+    stopped = final_state(config.out)["standing"]["step"]
+    assert f"stopped at step {stopped} of 200, everything is saved" in told
+    assert stopped < 200
+    found = re.search(r"^continue with: compress-ssl (.+)$", told, re.MULTILINE)
+    assert found, told
+
+    assert cli.main(shlex.split(found[1])) == 0
+    distill.run(reference)
+    assert_same_run(reference.out, config.out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("quick")
+def test_ctrl_c_saves_and_the_printed_command_continues(
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+) -> None:
+    """A folder with a space in its name, and the command that is printed does not work."""
+    config = replace(config, out=config.out.parent / "my run", objective=compress_2q.Config())
+    reference = replace(config, out=config.out.parent / "whole")
+    distill.run(reference)
+    monkeypatch.setattr("compress_ssl.report.run", lambda config: config.runs[0])
+    update, seen = compress_2q.Objective.update, []
+
+    def interrupt(self: Any, *rows: Tensor) -> None:
+        seen.append(1)
+        if len(seen) == 8:
+            os.kill(os.getpid(), number)
+        update(self, *rows)
+
+    monkeypatch.setattr(compress_2q.Objective, "update", interrupt)
+    assert cli.main(arguments(config)) == 130
+    told = capsys.readouterr().err
+    assert "stopped at step 8 of 13" in told
+    command = told.split("continue with: compress-ssl ")[1].splitlines()[0]
+    assert cli.main(shlex.split(command)) == 0
+    assert_same_run(reference.out, config.out)
+
+
+# ---- several parts, several processes ----
+
+
+@pytest.fixture
+def without_batch_norm(config: Config) -> Config:
+    """A tiny vision transformer; 4 of its 12 steps have anchors from the same images as their queries."""
+    return replace(
+        config,
+        student="timm/test_vit",
+        student_size=32,
+        training=replace(config.training, epochs=12 / EPOCH, validate_every_epochs=NEVER),
+    )
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("parts", [3, 8])
+def test_a_batch_computed_in_parts_gives_the_student_of_the_whole_batch(
+    without_batch_norm: Config, objective: str, parts: int
+) -> None:
+    """Less memory would cost accuracy: uneven parts weighted alike, or anchors of the first part seen by the second."""
+    config = with_training(replace(without_batch_norm, objective=OBJECTIVES[objective]), epochs=6 / EPOCH)
+    distill.run(config)
+    parted = with_training(replace(config, out=config.out.parent / "parts"), accumulate=parts)
+    distill.run(parted)
+    assert_close(config.out, parted.out, tolerance=1e-5)
+
+
+def assert_close(first: Path, second: Path, *, tolerance: float) -> None:
+    losses, others = (np.array([line["loss"] for line in lines(run, "train")]) for run in (first, second))
+    assert np.abs(losses - others).max() < tolerance
+    ours, theirs = weights(first), weights(second)
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < tolerance
+    banks = [final_state(run)["parts"]["objective"] for run in (first, second)]
+    assert torch.equal(banks[0]["index"], banks[1]["index"])
+    for name, rows in banks[0]["rows"].items():
+        assert float((rows - banks[1]["rows"][name]).abs().max()) < tolerance, name
+
+
+WATCHED = '''
+"""compress_2q that shows what each process's bank holds."""
+import os
+from dataclasses import dataclass
+import torch
+from compress_ssl.objectives import compress_2q
+
+@dataclass(frozen=True, kw_only=True)
+class Config(compress_2q.Config):
+    name: str = "watched.objective"
+
+class Objective(compress_2q.Objective):
+    def update(self, key, target, index):
+        super().update(key, target, index)
+        torch.save(self.state_dict(), os.path.join(os.environ["BANKS"], os.environ.get("LOCAL_RANK", "0") + ".pt"))
+'''
+
+
+def test_two_processes_train_the_student_of_one(
+    without_batch_norm: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second device would change the method: a bank of half the anchors, in another order, other weights."""
+    (tmp_path / "watched").mkdir()
+    (tmp_path / "watched" / "__init__.py").touch()
+    (tmp_path / "watched" / "objective.py").write_text(WATCHED)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("BANKS", str(tmp_path))
+    watched = __import__("watched.objective").objective
+    config = with_training(replace(without_batch_norm, objective=watched.Config()), accumulate=2)
+
+    command = [str(Path(sys.executable).with_name("compress-ssl")), *arguments(config, "--student-size", "32")]
+    together = start([*command, "--devices", "2"], PYTHONPATH=str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BANKS", str(config.out.parent / "alone"))
+        (config.out.parent / "alone").mkdir()
+        patch.setattr(Scorer, "finish", lambda _: None)
+        alone = with_training(replace(config, out=config.out.parent / "one"), accumulate=1)
+        distill.run(alone)
+    out, told = together.communicate(timeout=100)
+    assert together.returncode == 0, told
+
+    assert_close(alone.out, config.out, tolerance=1e-5)
+    banks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert same(banks[0], banks[1]), "the bank of every process holds the same rows"
+    assert len(banks[0]["index"]) == 12 * 16
+    assert [line["step"] for line in lines(config.out, "train")] == [3, 6, 9, 12], "one process writes"
+    assert out.strip() == str(config.out / "report.html")
+    assert told.count("epoch 0:") == 1
+    assert "Traceback" not in told
+    assert "deprecated" not in told
+
+
+# ---- what it learns from, and what is chosen ----
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others(config: Config) -> None:
+    """Nobody could tell an improvement from luck."""
+    runs = [replace(config, out=config.out.parent / name) for name in ("a", "b", "c")]
+    runs[2] = with_training(runs[2], seed=4)
+    for run in runs:
+        distill.run(run)
+    assert_same_run(runs[0].out, runs[1].out)
+    first, other = (lines(run.out, "train") for run in runs[1:])
+    assert all(one["loss"] != two["loss"] for one, two in zip(first, other, strict=True))
+
+
+@pytest.mark.usefixtures("quick")
+def test_labels_are_never_trained_on_nor_chosen_by(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method for unlabelled images that looks at labels would do worse where there are none."""
+    open_splits = datasets.open_splits
+    distill.run(config)
+
+    def garbage(*arguments: Any, **options: Any) -> Splits:
+        splits = open_splits(*arguments, **options)
+        splits.train.labels = np.random.default_rng(0).integers(0, 3, len(splits.train))  # type: ignore[misc]
+        return splits
+
+    def unlabelled(*arguments: Any, **options: Any) -> Splits:
+        splits = open_splits(*arguments, **options)
+        splits.train.labels = np.full(len(splits.train), -1)  # type: ignore[misc]
+        return splits
+
+    for name, changed in (("garbage", garbage), ("none", unlabelled)):
+        monkeypatch.setattr(datasets, "open_splits", changed)
+        other = replace(config, out=config.out.parent / name)
+        distill.run(other)
+        assert lines(config.out, "train") == lines(other.out, "train")
+        assert same(final_state(config.out), final_state(other.out))
+        assert same(student(config.out), student(other.out))
+    assert "nearest_neighbour" not in lines(other.out, "validation")[0]
+
+
+@pytest.mark.usefixtures("quick")
+def test_held_out_images_are_never_trained_on(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The score that chooses the student would be of images it has seen."""
+    seen: set[str] = set()
+    call = LiveTeacher.__call__
+
+    def watch(self: LiveTeacher, batch: Batch) -> Tensor:
+        seen.update(self._ids[place] for place in batch.index.tolist())
+        return call(self, batch)
+
+    watched: list[set[str]] = []
+    prepare = Scorer.__init__
+
+    def keep(self: Scorer, *given: Any) -> None:
+        prepare(self, *given)
+        watched.extend(set(images.ids) for images in self.watched)
+
+    monkeypatch.setattr(LiveTeacher, "__call__", watch)
+    monkeypatch.setattr(Scorer, "__init__", keep)
+    config = with_training(config, epochs=1, validate_every_epochs=NEVER, save_every_minutes=NEVER)
+    distill.run(config)
+    gallery, queries = watched
+    everything = set(datasets.open_splits("digits").train.ids)
+    assert len(queries) == 143, "a tenth at most"
+    assert len(gallery) == 70
+    assert not seen & queries
+    assert gallery < everything - queries, "neighbours are looked for among training images"
+    assert len(seen) == (1437 - 143) // 16 * 16
+
+
+def test_the_best_student_is_kept_not_the_last(config: Config) -> None:
+    """A training that turns bad at its end would hand over the bad student."""
+    kept: dict[int, dict[str, Tensor]] = {}
+    score = Scorer.__call__
+    overlaps = iter([0.2, 0.7, 0.7, 0.4])
+
+    def remember(self: Scorer, standing: training.Training) -> dict[str, float]:
+        kept[standing.step] = {
+            name: value.clone() for name, value in self.student.encoder.backbone.state_dict().items()
+        }
+        return score(self, standing)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "__call__", remember)
+        patch.setattr(
+            distill.neighbour_overlap, "evaluate", lambda *_: {"neighbour_overlap_10": next(overlaps, None) or 0.1}
+        )
+        distill.run(config)
+    assert [line["neighbour_overlap_10"] for line in lines(config.out, "validation")] == [0.2, 0.7, 0.7, 0.4]
+    saved = student(config.out)["model.safetensors"]
+    assert all(torch.equal(saved[name], kept[5][name].float()) for name in saved if saved[name].is_floating_point())
+    assert not all(torch.equal(saved[name], kept[13][name].float()) for name in saved)
+    assert final_state(config.out)["standing"]["best"] == 0.7
+
+
+def test_the_score_is_the_share_of_the_teachers_neighbours(config: Config) -> None:
+    """A teacher compressed into itself keeps all of them; anything else in the score would choose another student."""
+    config = with_training(replace(config, student=config.teacher), epochs=1 / EPOCH)
+    distill.run(config)
+    assert lines(config.out, "validation")[0]["neighbour_overlap_10"] == 1.0
+    best = json.loads((config.out / "results.json").read_text())["models"]["student"]["metrics"]
+    assert best["neighbour_overlap_10"] == 1.0
+
+
+# ---- the teacher ----
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_teacher_never_trains(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch norm in train mode makes targets depend on the batch; a teacher that moves is no target."""
+    teachers: list[LiveTeacher] = []
+    call = LiveTeacher.__call__
+
+    def watch(self: LiveTeacher, batch: Batch) -> Tensor:
+        target = call(self, batch)
+        assert not any(module.training for module in self.encoder.modules())
+        assert not target.requires_grad
+        assert not target.is_inference()
+        teachers.append(self)
+        return target
+
+    monkeypatch.setattr(LiveTeacher, "__call__", watch)
+    distill.run(config)
+    teacher = teachers[-1].encoder
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
+    before = open_encoder(config.teacher, weights="pretrained").state_dict()
+    after = teacher.state_dict()
+    assert any("running_var" in name for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def spoil(value: Any) -> Callable[[Encoder, Tensor], Tensor]:
+    """An encoder in eval mode whose rows of a batch are changed by `value`."""
+
+    def forward(self: Encoder, images: Tensor) -> Tensor:
+        rows = sound(self, images)
+        if self.training or len(images) == 1:
+            return rows
+        return value(rows)
+
+    return forward
+
+
+sound = Encoder.forward
+
+
+def first_row(number: float) -> Callable[[Tensor], Tensor]:
+    return lambda rows: torch.cat([torch.full_like(rows[:1], number), rows[1:]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (first_row(float("nan")), r"NaN or infinity for image digits/\d{4}"),
+        (first_row(float("inf")), r"NaN or infinity for image digits/\d{4}"),
+        (first_row(0.0), r"zero vector for image digits/\d{4}"),
+        (lambda rows: rows[:, :, None], r"one embedding per image.* \(\d+, D\), got shape"),
+        (lambda rows: rows[1:], r"one embedding per image"),
+    ],
+)
+def test_a_teacher_that_gives_no_embedding_is_refused_with_the_image(
+    config: Config, monkeypatch: pytest.MonkeyPatch, rows: Callable[[Tensor], Tensor], told: str
+) -> None:
+    """NaN targets make NaN students, hours later and far from the cause."""
+    monkeypatch.setattr(Encoder, "forward", spoil(rows))
+    with pytest.raises(Refusal, match=told):
+        distill.run(config)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_teacher_that_fails_in_training_is_refused_and_the_checkpoint_stays(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation views may be sound while a random crop is not: the run must be left resumable."""
+    call, calls = LiveTeacher.__call__, []
+
+    def spoilt(self: LiveTeacher, batch: Batch) -> Tensor:
+        calls.append(1)
+        if len(calls) == 7:
+            monkeypatch.setattr(Encoder, "forward", spoil(first_row(float("nan"))))
+        return call(self, batch)
+
+    monkeypatch.setattr(LiveTeacher, "__call__", spoilt)
+    with pytest.raises(Refusal, match="NaN or infinity for image digits/"):
+        distill.run(config)
+    assert final_state(config.out)["standing"]["step"] == 6
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_table_of_stored_embeddings_teaches(config: Config, tmp_path: Path) -> None:
+    """The paper's cached setting: a teacher known only by its vectors must be good for a whole run and its scores."""
+    table = tmp_path / "table"
+    embed.run(embed.Config(encoder=config.teacher, data="digits", out=table, workers=0, device="cpu"))
+    distill.run(replace(config, teacher=str(table), objective=OBJECTIVES["compress_1q"]))
+    assert len(lines(config.out, "train")) == 5
+    live = replace(config, out=tmp_path / "live")
+    distill.run(live)
+    ours, theirs = (lines(run, "validation")[0]["teacher_nearest_neighbour"] for run in (config.out, live.out))
+    assert ours == pytest.approx(theirs, abs=0.02)
+
+
+# ---- refusals of the whole ----
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_full_disk_ends_with_one_sentence_and_a_whole_checkpoint(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hours of training would be lost to the last megabyte."""
+    save = torch.save
+    saved: list[int] = []
+
+    def full(state: dict[str, Any], file: Any) -> None:
+        if state["standing"]["step"] == 6:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device", str(config.out))
+        saved.append(state["standing"]["step"])
+        save(state, file)
+
+    monkeypatch.setattr("compress_ssl.report.run", lambda config: config.runs[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        assert cli.main(arguments(config)) == 2
+    told = capsys.readouterr().err
+    assert "compress-ssl: expected room on the disk" in told
+    assert "--resume" in told
+    assert saved[-1] == 5
+    assert final_state(config.out)["standing"]["step"] == 5
+    assert cli.main(arguments(config, "--resume")) == 0
+    assert final_state(config.out)["standing"]["step"] == 13
+
+
+@pytest.mark.usefixtures("quick")
+def test_resuming_refuses_another_configuration_and_takes_the_folder_by_any_name(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--resume` with another learning rate would make a run that no command describes."""
+    monkeypatch.setattr("compress_ssl.report.run", lambda config: config.runs[0])
+    assert cli.main(arguments(config)) == 0
+    before = (config.out / "metrics.jsonl").read_bytes()
+    changed = replace(config, optimizer=OptimizerConfig(learning_rate=0.01))
+    capsys.readouterr()
+    assert cli.main(arguments(changed, "--resume")) == 2
+    assert "optimizer.learning_rate: 0.05 → 0.01:" in capsys.readouterr().err
+    assert cli.main(arguments(config)) == 2
+    assert "holds another run" in capsys.readouterr().err
+    monkeypatch.chdir(config.out.parent)
+    assert cli.main(arguments(replace(config, out=Path(config.out.name)), "--resume")) == 0
+    assert (config.out / "metrics.jsonl").read_bytes() == before, "a finished run has nothing left to do"
+
+
+def test_projector_and_student_are_saved_together(config: Config) -> None:
+    """A 1q student without the projector of the same step cannot query the teacher's index."""
+    config = with_training(replace(config, objective=OBJECTIVES["compress_1q"]), epochs=5 / EPOCH)
+    distill.run(config)
+    saved, last = student(config.out), weights(config.out)
+    assert final_state(config.out)["standing"]["best"] == lines(config.out, "validation")[-1]["neighbour_overlap_10"]
+    assert torch.equal(saved["projector.safetensors"]["weight"], last["projector.weight"])
+    assert torch.equal(saved["model.safetensors"]["conv1.weight"], last["encoder.backbone.conv1.weight"])

@@ -1,0 +1,321 @@
+"""Several models on the same images: one table, the teacher first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compress_ssl import datasets, embed, evaluate, evaluations
+from compress_ssl.encoder import multiply_adds, open_encoder, parameter_count, save_encoder
+from compress_ssl.evaluate import Protocols
+from compress_ssl.evaluations import linear_probe
+from compress_ssl.refusal import Refusal
+from compress_ssl.student import Student, save_student
+
+TEACHER, STUDENT = "compress/resnet10_small_w16@random", "compress/resnet10_small_w8@random"
+METRICS = {"nearest_neighbour", "nearest_neighbour_20", "linear_probe", "cluster_alignment", "neighbour_overlap_10"}
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESS_SSL_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """runs/teacher (128 numbers), runs/student (64, with a projector to 128), and 2q's runs/plain (64)."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(5)
+    save_encoder(open_encoder(TEACHER, weights="random", size=8), folder / "teacher" / "student")
+    student = open_encoder(STUDENT, weights="random", size=8)
+    save_student(Student(student, 128), folder / "student" / "student")
+    save_student(Student(student, None), folder / "plain" / "student")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scored(models, tmp_path_factory) -> tuple[Path, dict]:
+    """results.json of teacher and both students on digits."""
+    out = tmp_path_factory.mktemp("scored") / "results"
+    chosen = (f"teacher={models / 'teacher'}", f"student_1q={models / 'student'}", str(models / "plain"))
+    evaluate.run(config(chosen, "digits", out))
+    return out, json.loads((out / "results.json").read_text())
+
+
+def config(models, data, out, **options) -> evaluate.Config:
+    return evaluate.Config(models=tuple(map(str, models)), data=str(data), out=out, device="cpu",
+                           **{"workers": 0, **options})  # fmt: skip
+
+
+def run(models, data, out, **options) -> dict:
+    evaluate.run(config(models, data, out, **options))
+    return json.loads((out / "results.json").read_text())
+
+
+def photos(folder: Path, count: int, *, labelled: bool = False) -> Path:
+    random = np.random.default_rng(7)
+    for number in range(count):
+        place = folder / f"kind{number % 3}" if labelled else folder
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 120, (9, 11, 3)) + np.array([120, 60, 0])[(np.arange(3) + number) % 3]
+        Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number:03d}.png")
+    return folder
+
+
+def test_results_hold_what_readers_of_them_expect(models, scored):
+    """The page, and whoever compares runs by a program, would break on a renamed key."""
+    _, results = scored
+    assert results["data"] == "digits"
+    assert results["images"] == {"train": 1437, "test": 360}
+    assert list(results["models"]) == ["teacher", "student_1q", "plain"], "the teacher first, then in the order given"
+    assert {"hardware", "versions", "command"} <= results.keys()
+    for name, size in (("teacher", 128), ("student_1q", 64)):
+        found = results["models"][name]
+        assert found["metrics"].keys() >= METRICS
+        assert all(0 <= value <= 1 for value in found["metrics"].values())
+        encoder = open_encoder(found["spec"], weights="random")
+        assert found["spec"] == str(models / name.removesuffix("_1q"))
+        assert (found["width"], found["input_size"]) == (size, 8)
+        assert found["parameters"] == parameter_count(encoder)
+        assert found["flops"] == multiply_adds(encoder)
+        assert found["weights_bytes"] == 4 * found["parameters"]
+        assert found["images_per_second"] > 0
+
+
+def test_metrics_are_the_evaluations_own(models, scored):
+    """The verb would mix up splits or models: train for test, the student's rows for the teacher's."""
+    metrics = scored[1]["models"]["plain"]["metrics"]
+    splits = datasets.open_splits("digits")
+
+    def embedded(name):
+        encoder = open_encoder(str(models / name), weights="random")
+        view = embed.EvaluationView(encoder.preprocessing)
+        return [
+            embed.embed(encoder, part, view=view, device=torch.device("cpu"), workers=0)
+            for part in (splits.train, splits.test)
+        ]
+
+    train, test = embedded("plain")
+    nearest = (test.rows.astype(np.float64) @ train.rows.T.astype(np.float64)).argmax(axis=1)
+    assert metrics["nearest_neighbour"] == pytest.approx(np.mean(train.labels[nearest] == test.labels), abs=1.5 / 360)
+    kept = []
+    teacher_train, teacher_test = embedded("teacher")
+    for mine, theirs in zip(test.rows @ train.rows.T, teacher_test.rows @ teacher_train.rows.T, strict=True):
+        kept.append(len(set(np.argsort(-mine)[:10]) & set(np.argsort(-theirs)[:10])) / 10)
+    assert metrics["neighbour_overlap_10"] == pytest.approx(np.mean(kept), abs=1e-3)
+
+
+def test_the_teacher_keeps_all_of_its_own_neighbours(scored):
+    """The students would be compared with another model than the first."""
+    shares = {name: found["metrics"]["neighbour_overlap_10"] for name, found in scored[1]["models"].items()}
+    assert shares["teacher"] == 1
+    assert shares["student_1q"] == shares["plain"] < 1, "the projector takes no part in the student's own space"
+
+
+def test_only_a_student_with_a_projector_queries_the_teachers_gallery(scored):
+    """A number for 2q, whose rows have another width, could only be nonsense; a missing one needs its reason."""
+    found = scored[1]["models"]
+    assert "asymmetric_nearest_neighbour" in found["student_1q"]["metrics"]
+    for name in ("teacher", "plain"):
+        assert "asymmetric_nearest_neighbour" not in found[name]["metrics"]
+        assert found[name]["missing"]["asymmetric_nearest_neighbour"]
+    assert found["student_1q"]["missing"] == {}
+
+
+def test_the_table_is_shown_and_the_pictures_are_written(models, tmp_path, capfd):
+    """Hours of scoring would end without a number on the screen."""
+    run(
+        [models / "teacher", models / "plain"],
+        "digits",
+        tmp_path / "out",
+        metrics=("nearest_neighbour", "neighbour_overlap"),
+    )
+    told = capfd.readouterr().err
+    assert "teacher" in told
+    assert "100.0" in told
+    assert "1-NN" in told
+    assert "kept of 10" in told
+    shown = json.loads((tmp_path / "out" / "pictures.json").read_text())
+    assert list(shown["neighbours"]) == ["teacher", "plain"]
+
+
+def test_chosen_metrics_are_the_only_ones(models, tmp_path):
+    """Whoever wants one number of a million images would wait for all of them."""
+    found = run([models / "plain"], "digits", tmp_path / "out", metrics=("nearest_neighbour",))["models"]["plain"]
+    assert found["metrics"].keys() == {"nearest_neighbour", "nearest_neighbour_20"}
+    assert found["missing"] == {}
+
+
+def test_an_unknown_metric_is_refused_before_anything_is_done(models, tmp_path):
+    """After an hour of embedding would be too late."""
+    with pytest.raises(Refusal, match="got 'cluster_alignmnt': did you mean 'cluster_alignment'"):
+        run([models / "plain"], "digits", tmp_path / "out", metrics=("nearest_neighbour", "cluster_alignmnt"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_of_ones_own_takes_part(models, tmp_path, monkeypatch):
+    """A metric outside the package would need a change inside it."""
+    (tmp_path / "my_package_for_tests").mkdir()
+    (tmp_path / "my_package_for_tests" / "__init__.py").write_text("")
+    (tmp_path / "my_package_for_tests" / "rows.py").write_text(
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Config:\n    scale: float = 0.5\n"
+        "def unfit(embedded): return None\n"
+        "def evaluate(embedded, config): return {'my_share': config.scale * len(embedded.test.ids) / 360}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = run([models / "plain"], "digits", tmp_path / "out", metrics=("my_package_for_tests.rows",))
+    assert found["models"]["plain"]["metrics"] == {"my_share": 0.5}
+
+
+def test_images_without_labels_are_scored_by_neighbours_alone(models, tmp_path):
+    """A folder of pictures has no labels: everything else would fail, or count -1 as a class."""
+    data = photos(tmp_path / "photos", 60)
+    results = run([models / "teacher", models / "plain"], data, tmp_path / "out")
+    assert results["images"] == {"train": 54, "test": 6}, "a tenth becomes the queries"
+    for found in results["models"].values():
+        assert found["metrics"].keys() == {"neighbour_overlap_10"}
+        assert found["missing"].keys() == set(evaluations.names()) - {"neighbour_overlap"}
+        assert "labels" in found["missing"]["linear_probe"]
+
+
+def test_the_share_held_out_can_be_chosen_and_is_always_the_same(models, tmp_path):
+    """Two students scored on different queries cannot be compared."""
+    data = photos(tmp_path / "photos", 60, labelled=True)
+    first = run([models / "plain"], data, tmp_path / "a", held_out=0.25)
+    second = run([models / "plain"], data, tmp_path / "b", held_out=0.25)
+    assert first["images"] == {"train": 45, "test": 15}
+    assert first["models"]["plain"]["metrics"] == second["models"]["plain"]["metrics"]
+    with pytest.raises(Refusal, match=r"--held-out expected a share between 0 and 1, got 10"):
+        run([models / "plain"], data, tmp_path / "c", held_out=10)
+
+
+@pytest.mark.parametrize("count", [4, 5, 11])
+def test_a_handful_of_images_is_enough(models, tmp_path, count):
+    """Fewer images than neighbours, clusters or queries to show would end in an index error."""
+    results = run([models / "teacher", models / "plain"], photos(tmp_path / "photos", count), tmp_path / "out")
+    assert results["models"]["teacher"]["metrics"].get("neighbour_overlap_10", 1) == 1
+    assert json.loads((tmp_path / "out" / "pictures.json").read_text())["queries"]
+
+
+def test_stored_embeddings_are_scored_like_the_encoder(models, tmp_path):
+    """A teacher that only exists as a table could not be compared with."""
+    spec = str(models / "teacher")
+    embed.run(
+        embed.Config(encoder=spec, data="digits", out=tmp_path / "table", device="cpu", workers=0, dtype="float32")
+    )
+    chosen = ("nearest_neighbour", "neighbour_overlap")
+    results = run([f"stored={tmp_path / 'table'}", f"live={spec}"], "digits", tmp_path / "out", metrics=chosen)
+    stored, live = results["models"]["stored"], results["models"]["live"]
+    assert stored["metrics"] == pytest.approx(live["metrics"], abs=1 / 360)
+    assert live["metrics"]["neighbour_overlap_10"] > 0.999
+    assert stored["width"] == 128
+    assert "parameters" not in stored, "nobody knows what made it"
+
+
+def test_a_table_serves_images_that_were_held_out_of_one_split(models, tmp_path):
+    """A table of a folder without test split has all its rows in train: the queries would not be found."""
+    data = photos(tmp_path / "photos", 40)
+    spec = str(models / "teacher")
+    embed.run(embed.Config(encoder=spec, data=str(data), out=tmp_path / "table", device="cpu", workers=0))
+    results = run([spec, f"stored={tmp_path / 'table'}"], data, tmp_path / "out")
+    assert results["models"]["stored"]["metrics"]["neighbour_overlap_10"] > 0.95
+
+
+def test_a_table_of_other_images_is_refused(models, tmp_path):
+    """Rows by position instead of by id would be compared with other images."""
+    data = photos(tmp_path / "photos", 30)
+    embed.run(
+        embed.Config(encoder=str(models / "plain"), data=str(data), out=tmp_path / "table", device="cpu", workers=0)
+    )
+    with pytest.raises(Refusal, match="expected a stored embedding for every image of digits:train"):
+        run([tmp_path / "table"], "digits", tmp_path / "out")
+
+
+def test_the_papers_linear_probe_runs(models, tmp_path):
+    """The paper's numbers could not be compared with ours under its own protocol."""
+    data = photos(tmp_path / "photos", 60, labelled=True)
+    protocols = Protocols(linear_probe=linear_probe.Config(protocol="paper", epochs=3, milestones=(1, 2)))
+    options = {"metrics": ("linear_probe",), "protocols": protocols, "held_out": 0.25}
+    first = run([models / "plain"], data, tmp_path / "a", **options)["models"]["plain"]["metrics"]
+    assert first.keys() == {"linear_probe"}
+    assert first == run([models / "plain"], data, tmp_path / "b", **options)["models"]["plain"]["metrics"]
+
+
+def test_every_epoch_of_the_papers_probe_sees_other_views():
+    """Forty epochs over one view are not the protocol, and nothing in the number would show it."""
+    images = datasets.open_splits("digits").train
+    view = evaluate.ProbeView(8)
+    picture = images.read(3)
+    views = [view(picture, np.random.default_rng((0, epoch, 3))) for epoch in range(4)]
+    assert len({bytes(one.numpy().tobytes()) for one in views}) == 4
+    assert views[0].shape == (3, 8, 8)
+    assert torch.equal(views[1], view(picture, np.random.default_rng((0, 1, 3))))
+
+
+def test_a_table_alone_cannot_do_the_papers_probe(models, tmp_path):
+    """Random views of images need the encoder; the evaluation view would be passed off as them."""
+    embed.run(embed.Config(encoder=str(models / "plain"), data="digits", out=tmp_path / "t", device="cpu", workers=0))
+    protocols = Protocols(linear_probe=linear_probe.Config(protocol="paper", epochs=1))
+    with pytest.raises(Refusal, match="expected"):
+        run([tmp_path / "t"], "digits", tmp_path / "out", metrics=("linear_probe",), protocols=protocols)
+
+
+def test_workers_change_no_number(models, scored, tmp_path):
+    """Scores would depend on the machine they were computed on."""
+    results = run([f"teacher={models / 'teacher'}", models / "plain"], "digits", tmp_path / "out", workers=2)
+    for name in ("teacher", "plain"):
+        assert results["models"][name]["metrics"] == scored[1]["models"][name]["metrics"]
+
+
+def test_unusable_images_are_counted_once_and_listed(models, tmp_path, capfd):
+    """Two models over one broken file would make it two, or it would be missing without a word."""
+    data = photos(tmp_path / "photos", 40)
+    (data / "empty.png").write_bytes(b"")
+    (data / "broken.png").write_bytes(b"no picture")
+    results = run([models / "teacher", models / "plain"], data, tmp_path / "out")
+    assert sum(results["images"].values()) == 40
+    lines = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert {line["id"]: line["kind"] for line in lines} == {"empty.png": "empty", "broken.png": "broken"}
+    assert len(lines) == 2
+    assert "1 broken, 1 empty" in " ".join(capfd.readouterr().err.split())
+
+
+def test_strict_refuses_an_unusable_image(models, tmp_path):
+    """A benchmark with an image missing is another benchmark."""
+    data = photos(tmp_path / "photos", 40)
+    (data / "empty.png").write_bytes(b"")
+    with pytest.raises(Refusal, match=r"--strict .*empty\.png"):
+        run([models / "plain"], data, tmp_path / "out", strict=True)
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_results_that_are_there_are_not_overwritten(models, scored):
+    """The scores of another comparison, or of the run itself, would be gone."""
+    out, _ = scored
+    before = (out / "results.json").read_bytes()
+    with pytest.raises(Refusal, match=r"--out expected a folder without results, got .*results\.json"):
+        run([models / "plain"], "digits", out)
+    assert (out / "results.json").read_bytes() == before
+
+
+def test_models_of_one_name_are_told_apart(models, tmp_path):
+    """Of two runs called `student` one would vanish from the table."""
+    twice = [models / "plain", models / "plain" / ".." / "plain"]
+    found = run(twice, "digits", tmp_path / "out", metrics=("nearest_neighbour",))["models"]
+    assert list(found) == ["plain", str(twice[1])]
+    with pytest.raises(Refusal, match="twice: name them apart with NAME=SPEC"):
+        run([f"a={models / 'plain'}", f"a={models / 'student'}", f"a={models / 'student'}"], "digits", tmp_path / "b")
+
+
+def test_the_order_of_models_decides_who_is_the_teacher(models, tmp_path):
+    """Swapping teacher and student would give the same table."""
+    chosen = [models / "plain", f"teacher={models / 'teacher'}"]
+    found = run(chosen, "digits", tmp_path / "out", metrics=("neighbour_overlap",))["models"]
+    assert list(found) == ["plain", "teacher"]
+    assert found["plain"]["metrics"]["neighbour_overlap_10"] == 1
+    assert found["teacher"]["metrics"]["neighbour_overlap_10"] < 1
