@@ -17,7 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from compress_ssl.evaluate import SHORT
 from compress_ssl.run_folder import hardware
+
+
+def spread(values: list[float]) -> str:
+    return f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
 
 
 def main() -> None:
@@ -36,22 +41,25 @@ def main() -> None:
             (folder / "seconds.txt").write_text(f"{time.monotonic() - start}\n")
         seconds.append(float((folder / "seconds.txt").read_text()))
         scores.append(json.loads((folder / "results.json").read_text())["models"])
-    metrics = list(dict.fromkeys(metric for models in scores for found in models.values() for metric in found["metrics"]))
-    print(f"| model | {' | '.join(metric.replace('_', ' ') for metric in metrics)} | parameters |")
+    found = dict.fromkeys(metric for models in scores for one in models.values() for metric in one["metrics"])
+    metrics = [metric for metric in SHORT if metric in found]
+    print(f"| model | {' | '.join(SHORT[metric] for metric in metrics)} | parameters |")
     print(f"|---|{'---|' * (len(metrics) + 1)}")
     for name in scores[0]:
         cells = []
         for metric in metrics:
-            values = [models[name]["metrics"][metric] for models in scores if metric in models[name]["metrics"]]
-            cells.append(f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}" if values else "–")
+            values = [one[name]["metrics"][metric] for one in scores if metric in one[name]["metrics"]]
+            cells.append(spread(values) if values else "–")
         print(f"| {name} | {' | '.join(cells)} | {scores[0][name]['parameters']:,} |")
     for name in ("student_1q", "student_2q"):
         kept = [m[name]["metrics"]["nearest_neighbour"] / m["teacher"]["metrics"]["nearest_neighbour"] for m in scores]
-        print(f"\n{name} keeps {100 * np.mean(kept):.1f} % of the teacher's 1-NN accuracy (worst seed {100 * min(kept):.1f} %)")
+        mean, worst = 100 * np.mean(kept), 100 * min(kept)
+        print(f"\n{name} keeps {mean:.1f} % of the teacher's 1-NN accuracy (worst seed {worst:.1f} %)")
     here = hardware()
     print(
         f"\nn = {len(scores)} seeds; {np.median(seconds):.0f} s each, start of Python included "
-        f"({min(seconds):.0f} to {max(seconds):.0f}); {here['processor']}, {here['cores']} cores, {here['instructions']}"
+        f"({min(seconds):.0f} to {max(seconds):.0f}); "
+        f"{here['processor']}, {here['cores']} cores, {here['instructions']}"
     )
 
 

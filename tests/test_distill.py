@@ -81,7 +81,7 @@ def config(teacher: str, tmp_path: Path) -> Config:
             epochs=13 / EPOCH,
             batch_size=16,
             validate_every_epochs=5 / EPOCH,
-            save_every_minutes=0,
+            save_every_minutes=NEVER,
             log_every_steps=3,
             seed=3,
         ),
@@ -110,7 +110,7 @@ def lines(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def final_state(run: Path) -> dict[str, Any]:
-    """All that the last checkpoint holds but the times."""
+    """All that the last checkpoint holds but the times and the generators."""
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     for name in ("spent", "scoring_seconds"):
         del state["standing"][name]
@@ -230,7 +230,7 @@ def test_a_run_killed_at_any_moment_and_resumed_is_the_run_that_was_never_killed
     config: Config, whole: Callable[[Config], Path], objective: str, moment: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     """A pre-empted machine would change the result: bank, slow student, optimizer, order, views or best score lost."""
-    config = replace(config, objective=OBJECTIVES[objective])
+    config = with_training(replace(config, objective=OBJECTIVES[objective]), save_every_minutes=0)
     with pytest.MonkeyPatch.context() as patch:
         moment(patch)
         with pytest.raises(Killed):
@@ -257,7 +257,7 @@ def test_a_run_killed_right_after_its_schedule_was_fitted_keeps_the_schedule(
             self.now += 0.1
             return self.now
 
-    config = with_training(config, time_budget="10s", validate_every_epochs=NEVER, save_every_minutes=NEVER)
+    config = with_training(config, time_budget="10s", validate_every_epochs=NEVER)
     monkeypatch.setattr(training, "time", Clock())
     reference = replace(config, out=config.out.parent / "whole")
     distill.run(reference)
@@ -296,6 +296,7 @@ def test_dropout_of_a_resumed_run_is_that_of_a_run_never_killed(
     monkeypatch.setattr(distill, "open_encoder", with_dropout)
     reference = replace(config, out=config.out.parent / "whole")
     distill.run(reference)
+    config = with_training(config, save_every_minutes=0)
     with pytest.MonkeyPatch.context() as patch:
         before_a_step_is_saved(patch)
         with pytest.raises(Killed):
@@ -359,9 +360,7 @@ def test_a_process_ended_by_sigkill_then_sigterm_gives_the_run_that_was_never_en
     """What holds for an exception must hold for a process: half-written files, lost buffers, the printed command."""
     program = [sys.executable, "-m", "compress_ssl.cli"]
     monkeypatch.setattr("compress_ssl.report.run", lambda config: config.runs[0])
-    config = with_training(
-        config, epochs=200 / EPOCH, validate_every_epochs=40 / EPOCH, save_every_minutes=0.002, log_every_steps=3
-    )
+    config = with_training(config, epochs=150 / EPOCH, validate_every_epochs=40 / EPOCH, save_every_minutes=0.002)
     reference = with_training(replace(config, out=config.out.parent / "whole"), save_every_minutes=NEVER)
 
     process = start([*program, *arguments(config)])
@@ -371,13 +370,13 @@ def test_a_process_ended_by_sigkill_then_sigterm_gives_the_run_that_was_never_en
     assert process.returncode == -signal.SIGKILL
 
     process = start([*program, *arguments(config, "--resume")])
-    wait_for_step(config.out, 60, process)
+    wait_for_step(config.out, 45, process)
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=60)[1]
     assert process.returncode == 130, told
     stopped = final_state(config.out)["standing"]["step"]
-    assert f"stopped at step {stopped} of 200, everything is saved" in told
-    assert stopped < 200
+    assert f"stopped at step {stopped} of 150, everything is saved" in told
+    assert stopped < 150
     found = re.search(r"^continue with: compress-ssl (.+)$", told, re.MULTILINE)
     assert found, told
 
@@ -568,7 +567,7 @@ def test_held_out_images_are_never_trained_on(config: Config, monkeypatch: pytes
 
     monkeypatch.setattr(LiveTeacher, "__call__", watch)
     monkeypatch.setattr(Scorer, "__init__", keep)
-    config = with_training(config, epochs=1, validate_every_epochs=NEVER, save_every_minutes=NEVER)
+    config = with_training(config, epochs=1, validate_every_epochs=NEVER)
     distill.run(config)
     gallery, queries = watched
     everything = set(datasets.open_splits("digits").train.ids)
@@ -692,6 +691,7 @@ def test_a_teacher_that_fails_in_training_is_refused_and_the_checkpoint_stays(
         return call(self, batch)
 
     monkeypatch.setattr(LiveTeacher, "__call__", spoilt)
+    config = with_training(config, save_every_minutes=0)
     with pytest.raises(Refusal, match="NaN or infinity for image digits/"):
         distill.run(config)
     assert final_state(config.out)["standing"]["step"] == 6
@@ -718,6 +718,7 @@ def test_a_full_disk_ends_with_one_sentence_and_a_whole_checkpoint(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Hours of training would be lost to the last megabyte."""
+    config = with_training(config, save_every_minutes=0)
     save = torch.save
     saved: list[int] = []
 

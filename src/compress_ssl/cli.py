@@ -74,7 +74,8 @@ def _run(arguments: list[str]) -> int:
         if type(trouble).__name__ != "Interrupted":
             raise
         again = shlex.join(["compress-ssl", verb, *rest, *([] if "--resume" in rest else ["--resume"])])
-        print(f"{trouble}\ncontinue with: {again}", file=sys.stderr)
+        can_resume = hasattr(config, "resume")  # the demo starts over instead
+        print(f"{trouble}\ncontinue with: {again}" if can_resume else str(trouble), file=sys.stderr)
         return 130
     if int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("RANK", "0")) == 0:
         if verb in ("distill", "evaluate"):

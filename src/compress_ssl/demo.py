@@ -35,7 +35,9 @@ def run(config: Config) -> Path:
     """Do it all; returns the page."""
     out, start = config.out, time.monotonic()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Refusal(f"--out expected an empty or new folder, got {out}, which holds something: name another with --out")
+        raise Refusal(
+            f"--out expected an empty or new folder, got {out}, which holds something: name another with --out"
+        )
     console = Console(stderr=True)
 
     def tell(what: str) -> None:
@@ -54,7 +56,9 @@ def run(config: Config) -> Path:
                 encoder=encoder,
                 size=SIZE,
                 method=simclr,
-                training=TrainingConfig(epochs=epochs, seed=config.seed, validate_every_epochs=epochs / 4, log_every_steps=5),
+                training=TrainingConfig(
+                    epochs=epochs, seed=config.seed, validate_every_epochs=epochs / 4, log_every_steps=5
+                ),
                 optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3),
                 hardware=hardware,
             )
@@ -69,7 +73,9 @@ def run(config: Config) -> Path:
                 out=out / name,
                 objective=objectives.find(objective).Config(**options),
                 view=TrainView(scale=(0.4, 1.0), flip=0.0),
-                training=TrainingConfig(epochs=30, batch_size=64, seed=config.seed, validate_every_epochs=5, log_every_steps=5),
+                training=TrainingConfig(
+                    epochs=30, batch_size=64, seed=config.seed, validate_every_epochs=5, log_every_steps=5
+                ),
                 optimizer=OptimizerConfig(name="sgd", learning_rate=0.2),
                 schedule=ScheduleConfig(name="cosine", warmup=0.05),
                 hardware=hardware,

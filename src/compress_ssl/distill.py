@@ -173,7 +173,8 @@ class Scorer:
         assert splits.test is not None
         self.watched = (splits.train, splits.test)
         gallery, queries = (teacher.embeddings(images) for images in self.watched)
-        self.teacher = Embedded(train=gallery, test=queries)
+        itself = Embedded(train=gallery, test=queries)
+        self.teacher = replace(itself, teacher=itself)
         self.teacher_model = teacher
 
     def __call__(self, training: Training) -> dict[str, float]:

@@ -295,7 +295,7 @@ class Training:
             self.save()  # so that a run can be resumed from its first second
         last_save = window_start = time.monotonic()
         window_steps = 0
-        timed: list[float] = []  # seconds of each step until the schedule is fitted, without logging, scoring and saving
+        timed: list[float] = []  # seconds of each step until the schedule is fitted; logging and scoring not counted
         batches = self.loader.batches(self.step)
         while self.step < self.total_steps or not self.fitted:
             begin = 0.0 if self.fitted else self._now()
