@@ -12,7 +12,7 @@ run() { # verb folder options…: start it, continue it, or leave it if it is fi
   compress-ssl "$verb" --data "$data" --out "$folder" "$@" "${resume[@]}" && touch "$folder/finished"
 }
 teacher=compress/resnet10_small_w32_s2 student=compress/resnet10_small_w8_s2
-compress=(--teacher "$out/teacher" --student "$student" --epochs 8 --validate-every-epochs 1 --workers 1
+compress=(--teacher "$out/teacher" --student "$student" --epochs 6 --validate-every-epochs 1 --workers 1
   --optimizer.learning-rate 0.1 --schedule.name cosine --view.scale 0.2 1 --objective.bank-size 16384)
 run pretrain "$out/teacher" --encoder "$teacher" --epochs 14 --validate-every-epochs 1 --optimizer.learning-rate 2e-3 --workers 1
 run distill "$out/student_1q" --objective compress_1q "${compress[@]}"

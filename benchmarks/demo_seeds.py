@@ -37,7 +37,7 @@ def main() -> None:
         if not (folder / "seconds.txt").exists():
             start = time.monotonic()
             command = [sys.executable, "-m", "compress_ssl.cli", "demo", "--out", str(folder), "--seed", str(seed)]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             (folder / "seconds.txt").write_text(f"{time.monotonic() - start}\n")
         seconds.append(float((folder / "seconds.txt").read_text()))
         scores.append(json.loads((folder / "results.json").read_text())["models"])

@@ -48,7 +48,7 @@ class Batch:
 
     def parts(self, count: int) -> Iterator[tuple[Batch, bool]]:
         """The batch in `count` nearly equal parts, in order, and whether each is the last."""
-        images, index = self.images.chunk(count), self.index.chunk(count)
+        images, index = self.images.tensor_split(count), self.index.tensor_split(count)
         for number, (some, which) in enumerate(zip(images, index, strict=True)):
             yield Batch(some, which, []), number + 1 == len(images)
 

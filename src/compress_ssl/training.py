@@ -505,10 +505,9 @@ def refuse_skipped(skipped: Skipped) -> NoReturn:
 def _check_parts(images: int, parts: int) -> None:
     if parts < 1:
         raise Refusal(f"--accumulate expected at least 1, got {parts}: raise it")
-    size = -(-images // parts)
-    if (images % size or size) < 2:
+    if images // parts < 2:
         raise Refusal(f"--accumulate expected parts of at least 2 images (batch norm needs more than one), got "
-                      f"{images} images a process in {parts} parts of {size}: change it or --batch-size")  # fmt: skip
+                      f"{images} images a process in {parts} parts: change it or --batch-size")  # fmt: skip
 
 
 def _clock(seconds: float) -> str:
