@@ -48,7 +48,7 @@ def run(config: Config) -> Path:
     )
     hardware = HardwareConfig(accelerator="cpu", workers=0)
 
-    def learn_alone(encoder: str, name: str, epochs: float) -> None:
+    def learn_alone(encoder: str, name: str, epochs: float, batch_size: int) -> None:
         pretrain.run(
             pretrain.Config(
                 data="digits",
@@ -57,7 +57,11 @@ def run(config: Config) -> Path:
                 size=SIZE,
                 method=simclr,
                 training=TrainingConfig(
-                    epochs=epochs, seed=config.seed, validate_every_epochs=epochs / 4, log_every_steps=5
+                    epochs=epochs,
+                    batch_size=batch_size,
+                    seed=config.seed,
+                    validate_every_epochs=epochs / 4,
+                    log_every_steps=5,
                 ),
                 optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3),
                 hardware=hardware,
@@ -83,13 +87,13 @@ def run(config: Config) -> Path:
         )
 
     tell(f"a teacher, {TEACHER}, learns by SimCLR without labels")
-    learn_alone(TEACHER, "teacher", epochs=24)
+    learn_alone(TEACHER, "teacher", epochs=24, batch_size=256)
     tell(f"it is compressed into {STUDENT} by 1q: in the teacher's own space")
     compress("compress_1q", "student_1q")
     tell("and by 2q: in a space of its own")
     compress("compress_2q", "student_2q", momentum=0.99)
     tell("the same student learns alone by SimCLR, for comparison")
-    learn_alone(STUDENT, "student_alone", epochs=24)
+    learn_alone(STUDENT, "student_alone", epochs=30, batch_size=64)  # as many steps and images as the compressed ones
     tell("all are scored on the 360 test digits")
     named = {name: str(out / name) for name in ("teacher", "student_1q", "student_2q", "student_alone")}
     named["student_random"] = f"{STUDENT}@random"
