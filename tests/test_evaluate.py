@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compress_ssl import datasets, embed, evaluate, evaluations
+from compress_ssl import datasets, distill, embed, evaluate, evaluations
 from compress_ssl.encoder import multiply_adds, open_encoder, parameter_count, save_encoder
 from compress_ssl.evaluate import Protocols
 from compress_ssl.evaluations import linear_probe
@@ -183,15 +183,25 @@ def test_images_without_labels_are_scored_by_neighbours_alone(models, tmp_path):
         assert "labels" in found["missing"]["linear_probe"]
 
 
-def test_the_share_held_out_can_be_chosen_and_is_always_the_same(models, tmp_path):
+def test_the_queries_are_those_that_distill_held_out(tmp_path):
+    """Queries that a student was trained on would flatter it, and only on sets of more than ten thousand images."""
+    data = str(photos(tmp_path / "photos", 60))
+    config = distill.Config(teacher="t", data=data, out=tmp_path / "run", held_out=4)
+    trained_on, watched = distill._split(config)
+    splits = evaluate.open_data(data, 4, unusual="skip")
+    assert list(splits.test.ids) == list(watched.test.ids)
+    assert list(splits.train.ids) == list(trained_on.ids)
+
+
+def test_the_number_held_out_can_be_chosen_and_they_are_always_the_same(models, tmp_path):
     """Two students scored on different queries cannot be compared."""
     data = photos(tmp_path / "photos", 60, labelled=True)
-    first = run([models / "plain"], data, tmp_path / "a", held_out=0.25)
-    second = run([models / "plain"], data, tmp_path / "b", held_out=0.25)
-    assert first["images"] == {"train": 45, "test": 15}
+    first = run([models / "plain"], data, tmp_path / "a", held_out=5)
+    second = run([models / "plain"], data, tmp_path / "b", held_out=5)
+    assert first["images"] == {"train": 55, "test": 5}
     assert first["models"]["plain"]["metrics"] == second["models"]["plain"]["metrics"]
-    with pytest.raises(Refusal, match=r"--held-out expected a share between 0 and 1, got 10"):
-        run([models / "plain"], data, tmp_path / "c", held_out=10)
+    with pytest.raises(Refusal, match=r"--held-out expected at least 1, got 0"):
+        run([models / "plain"], data, tmp_path / "c", held_out=0)
 
 
 @pytest.mark.parametrize("count", [4, 5, 11])
@@ -240,7 +250,7 @@ def test_the_papers_linear_probe_runs(models, tmp_path):
     """The paper's numbers could not be compared with ours under its own protocol."""
     data = photos(tmp_path / "photos", 60, labelled=True)
     protocols = Protocols(linear_probe=linear_probe.Config(protocol="paper", epochs=3, milestones=(1, 2)))
-    options = {"metrics": ("linear_probe",), "protocols": protocols, "held_out": 0.25}
+    options = {"metrics": ("linear_probe",), "protocols": protocols}
     first = run([models / "plain"], data, tmp_path / "a", **options)["models"]["plain"]["metrics"]
     assert first.keys() == {"linear_probe"}
     assert first == run([models / "plain"], data, tmp_path / "b", **options)["models"]["plain"]["metrics"]

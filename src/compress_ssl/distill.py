@@ -121,6 +121,7 @@ def run(config: Config) -> Path:
         validate=lambda training: scorer(training) if scorer is not None else {},
         strict=config.strict,
         console=console,
+        inputs={"data": images.fingerprint(), "teacher": teacher.fingerprint()},
     )
     if config.resume:
         training.resume(config.out)
@@ -245,6 +246,6 @@ def _split(config: Config) -> tuple[ImageSet, Splits]:
     if len(images) < 4:
         raise Refusal(f"expected at least 4 images to train on and to score with, got {len(images)} in {images.name}: "
                       "add images")  # fmt: skip
-    training, held_out = datasets.hold_out(images, count=max(1, min(config.held_out, len(images) // 10)))
+    training, held_out = datasets.set_aside(images, at_most=config.held_out)
     gallery = datasets.hold_out(training, count=min(config.gallery, len(training) - 1))[1]
     return training, Splits(gallery, held_out)

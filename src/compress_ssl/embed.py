@@ -15,6 +15,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from compress_ssl import __version__, datasets
+from compress_ssl.backbones import model_folder
 from compress_ssl.datasets import ImageSet
 from compress_ssl.embeddings import Embeddings, Table, TableWriter, read_manifest
 from compress_ssl.encoder import open_encoder
@@ -58,7 +59,8 @@ def run(config: Config) -> Path:
     encode: nn.Module = encoder.to(device).to(memory_format=torch.channels_last)
     width = encoder.width
     if config.space == "teacher":
-        projector = load_projector(Path(config.encoder) / "student")
+        home = model_folder(Path(config.encoder))
+        projector = load_projector(home) if home else None
         if projector is None:
             raise Refusal(f"--space teacher expected a student with a projector (trained by compress_1q), got "
                           f"{config.encoder} without: use --space own")  # fmt: skip

@@ -19,6 +19,7 @@ from rich.table import Table as RichTable
 from torch import Tensor
 
 from compress_ssl import datasets, evaluations, pictures
+from compress_ssl.backbones import model_folder
 from compress_ssl.datasets import ImageSet, Splits
 from compress_ssl.embed import EvaluationView, embed, open_device
 from compress_ssl.embeddings import Embeddings, Table, is_table
@@ -52,7 +53,7 @@ class Config:
     out: Path  # results.json and pictures.json are written here
     metrics: tuple[str, ...] = ()  # evaluations to run; none named: all that fit
     protocols: Protocols = field(default_factory=Protocols)
-    held_out: float = 0.1  # share of the images that are queries where the data has no test split
+    held_out: int = 1000  # queries where the data has no test split, at most a tenth: those that distill holds out
     size: int | None = None  # pixels of the input; None: each encoder's own
     batch_size: int = 256  # images embedded at once
     workers: int | None = None  # processes that read images; None: one a core but one, eight at most
@@ -79,6 +80,12 @@ def run(config: Config) -> Path:
     named = _named(config.models)
     chosen = {name: evaluations.find(name) for name in config.metrics or evaluations.names()}
     device = open_device(config.device)
+    tables = [spec for spec in named.values() if is_table(Path(spec))]
+    if "linear_probe" in chosen and config.protocols.linear_probe.protocol == "paper" and tables:
+        raise Refusal(f"--protocols.linear-probe.protocol paper expected encoders, for it sees random views, got the "
+                      f"table {tables[0]}: leave the table out, or use the protocol stored")  # fmt: skip
+    if config.seed < 0:
+        raise Refusal(f"--seed expected 0 or more, got {config.seed}: choose another")
     splits = open_data(config.data, config.held_out, unusual=config.unusual)
     assert splits.test is not None
     for name in ("config.yaml", "results.json"):
@@ -125,14 +132,16 @@ def run(config: Config) -> Path:
             train = embed_split(encoder, splits.train, view, f"{name}, train")
             test = embed_split(encoder, splits.test, view, f"{name}, test")
             extra = {"augmented": _augmented(encoder, splits.train, embed_split)}
-            projector = load_projector(Path(spec) / "student") if Path(spec).is_dir() else None
+            home = model_folder(Path(spec))
+            projector = load_projector(home) if home else None
             if projector is not None:
                 projector = projector.to(device)
                 both = torch.nn.Sequential(encoder, projector)
                 extra["projected"] = embed_split(both, splits.test, view, f"{name}, projected")
             about[name] = {"spec": spec, **describe(encoder, device)}
-        itself = Embedded(train=train, test=test, device=str(device))
-        models[name] = Embedded(train=train, test=test, teacher=teacher or itself, device=str(device), **extra)
+        where = "cpu" if device.type == "mps" else str(device)  # the search needs float64, which Apple's devices lack
+        itself = Embedded(train=train, test=test, device=where)
+        models[name] = Embedded(train=train, test=test, teacher=teacher or itself, device=where, **extra)
         teacher = teacher or models[name]
     scores = {name: score(embedded, chosen, config.protocols) for name, embedded in models.items()}
     write_results(folder, data=config.data, models=models, scores=scores, about=about, splits=splits)
@@ -143,17 +152,17 @@ def run(config: Config) -> Path:
     return config.out
 
 
-def open_data(name: str, held_out: float, *, unusual: datasets.Unusual) -> Splits:
-    """Both splits; where the data has no test split, a fixed share of its images becomes one."""
+def open_data(name: str, held_out: int, *, unusual: datasets.Unusual) -> Splits:
+    """Both splits; where the data has no test split, the images that trainings hold out become one."""
     splits = datasets.open_splits(name, unusual=unusual)
     if splits.test is not None:
         return splits
-    if not 0 < held_out < 1:
-        raise Refusal(f"--held-out expected a share between 0 and 1, got {held_out}: 0.1 is usual")
+    if held_out < 1:
+        raise Refusal(f"--held-out expected at least 1, got {held_out}: raise it")
     if len(splits.train) < 4:
         raise Refusal(f"expected at least 4 images in {splits.train.name} to compare with each other, "
                       f"got {len(splits.train)}: add images")  # fmt: skip
-    return Splits(*datasets.hold_out(splits.train, count=max(1, int(held_out * len(splits.train)))))
+    return Splits(*datasets.set_aside(splits.train, at_most=held_out))
 
 
 def from_table(table: Table, images: ImageSet) -> Embeddings:

@@ -115,7 +115,7 @@ def _product(queries: Tensor, rows: Tensor) -> Tensor:
 
 def _exhaustive(queries: Tensor, gallery: Tensor, count: int, own: Tensor | None, at_once: int) -> Tensor:
     """(Q, count) keys by a float64 product with the whole gallery, a chunk at a time: about three times the work."""
-    chunk = max(1, at_once // 4 // len(queries))
+    chunk = max(1, at_once // 4 // max(len(queries), gallery.shape[1]))  # the gallery's rows in float64 count too
     rows = queries.double()
     keys = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for first in range(0, len(gallery), chunk):

@@ -15,7 +15,8 @@ from PIL import Image
 
 from compress_ssl.clustering import k_means
 from compress_ssl.datasets import ImageSet
-from compress_ssl.evaluations import Embedded
+from compress_ssl.embeddings import Embeddings
+from compress_ssl.evaluations import Embedded, own_rows
 from compress_ssl.neighbours import nearest_neighbours
 
 QUERIES, NEIGHBOURS, CLUSTERS, MEMBERS = 12, 6, 12, 10
@@ -39,16 +40,16 @@ def choose(models: dict[str, Embedded], train: ImageSet, test: ImageSet, *, seed
     neighbours: dict[str, dict[str, list[str]]] = {}
     clusters: dict[str, list[list[str]]] = {}
     gallery: set[str] = set()
+    asked = tuple(first.test.ids[query] for query in queries)
+    own = own_rows(Embeddings(first.test.rows[queries], first.test.labels[queries], asked), first.train)
     for name, embedded in models.items():
-        rows = torch.from_numpy(embedded.train.rows)
-        found = nearest_neighbours(torch.from_numpy(embedded.test.rows[queries]), rows, count=NEIGHBOURS)[1].numpy()
+        rows, asking = torch.from_numpy(embedded.train.rows), torch.from_numpy(embedded.test.rows[queries])
+        found = nearest_neighbours(asking, rows, count=NEIGHBOURS, own=own)[1].numpy()
         neighbours[name] = {
             query_names[embedded.test.ids[query]]: [embedded.train.ids[place] for place in places]
             for query, places in zip(queries, found, strict=True)
         }
-        assigned = k_means(
-            embedded.train.rows, clusters=count, iterations=20, seed=seed, start="k-means++", attempts=1
-        )[1]
+        assigned = k_means(embedded.train.rows, clusters=count, iterations=20, seed=seed, start="random", attempts=1)[1]
         present = np.unique(assigned)
         clusters[name] = []
         for cluster in np.sort(np.random.default_rng(seed).permutation(present)[:CLUSTERS]):

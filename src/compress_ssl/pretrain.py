@@ -69,9 +69,9 @@ def run(config: Config) -> Path:
         )
     method = pretraining.find(config.method.name)
     images = datasets.open_splits(config.data, unusual=config.unusual).train
-    held_out = min(config.held_out, len(images) // 10)
-    if held_out:
-        images, watched = datasets.hold_out(images, count=held_out)
+    watching = config.held_out > 0 and len(images) >= 10
+    if watching:
+        images, watched = datasets.set_aside(images, at_most=config.held_out)
         gallery = datasets.hold_out(images, count=min(config.gallery, len(images) - 1))[1]
     fabric = launch(config.hardware, config.training.seed)
     folder = on_first(fabric, lambda: RunFolder.open(config.out, config, resume=config.resume))
@@ -92,15 +92,23 @@ def run(config: Config) -> Path:
     optimizer = optim.optimizer(learner.parameters(), config.optimizer)
     wrapped, optimizer = fabric.setup(learner, optimizer)
 
-    def watch(_: Training) -> dict[str, float]:
+    def watch(training: Training) -> dict[str, float]:
         if folder is not None:
             save_encoder(encoder, folder.path / "student")  # the last one: choosing by labels would not be label-free
-        if not held_out or not fabric.is_global_zero or (watched.labels < 0).any():
+        if not watching or not fabric.is_global_zero or (watched.labels < 0).any():
             return {}
         encoder.eval()
         view = EvaluationView(encoder.preprocessing)
         rows = [
-            embed(encoder, part, view=view, device=fabric.device, workers=config.hardware.workers, console=console)
+            embed(
+                encoder,
+                part,
+                view=view,
+                device=fabric.device,
+                workers=config.hardware.workers,
+                on_skip=training.skip,
+                console=console,
+            )
             for part in (gallery, watched)
         ]
         encoder.train()

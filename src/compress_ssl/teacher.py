@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compress_ssl.datasets import ImageSet
-from compress_ssl.embed import EvaluationView, embed, unit_rows
+from compress_ssl.embed import EvaluationView, embed, unit_rows, weights_digest
 from compress_ssl.embeddings import Embeddings, Table, is_table
 from compress_ssl.encoder import Encoder, open_encoder
 from compress_ssl.loader import Batch
@@ -30,6 +32,10 @@ class Teacher(Protocol):
 
     def embeddings(self, images: ImageSet) -> Embeddings:
         """Rows of the evaluation views of all usable images, in order."""
+        ...
+
+    def fingerprint(self) -> str:
+        """sha256 of what makes the rows: weights, or the stored table's origin."""
         ...
 
 
@@ -59,6 +65,9 @@ class LiveTeacher:
     def embeddings(self, images: ImageSet) -> Embeddings:
         view = EvaluationView(self.preprocessing)
         return embed(self.encoder, images, view=view, device=self.device, workers=self.workers)
+
+    def fingerprint(self) -> str:
+        return weights_digest(self.encoder)
 
 
 class StoredTeacher:
@@ -102,6 +111,9 @@ class StoredTeacher:
         return Embeddings(
             rows=rows, labels=images.labels[usable], ids=tuple(images.ids[int(place)] for place in usable)
         )
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.table.origin, sort_keys=True).encode()).hexdigest()
 
     def _rows(self, places: np.ndarray) -> Tensor:
         rows = torch.from_numpy(self.table.rows("train", places).astype(np.float32))

@@ -114,8 +114,11 @@ def launch(config: HardwareConfig, seed: int) -> Fabric:
         raise Refusal(f"--devices expected at least 1, got {config.devices}: raise it")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(torch.device(accelerator)))
     devices, nodes = _processes(config)
-    if accelerator == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 where an operation stays in float32
+    if seed < 0:
+        raise Refusal(f"--seed expected 0 or more, got {seed}: choose another")
+    if accelerator == "cuda":  # the same losses again, also after a resumption, cost some speed
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
@@ -183,6 +186,7 @@ class Training:
     Args:
         folder: the run folder, None on ranks other than 0.
         parts: everything with a state that a resumed run must find again.
+        inputs: name -> fingerprint of what the run reads; a resumed run must find the same.
         validate: called every few epochs; returns scores to log. It may save the encoder and set `best`.
     """
 
@@ -199,6 +203,7 @@ class Training:
         validate: Callable[[Training], dict[str, float]],
         strict: bool,
         console: Console,
+        inputs: dict[str, str] | None = None,
     ):
         if config.epochs <= 0:
             raise Refusal(f"--epochs expected more than 0, got {config.epochs}: raise it")
@@ -207,7 +212,7 @@ class Training:
         _check_parts(loader.batch_size // loader.ranks, config.accumulate)
         self.config, self.schedule, self.fabric, self.run, self.loader = config, schedule, fabric, folder, loader
         self.optimizer, self.parts, self.validate = optimizer, parts, validate
-        self.strict, self.console = strict, console
+        self.strict, self.console, self.inputs = strict, console, inputs or {}
         self.peak = optimizer.param_groups[0]["lr"]
         self.step = 0  # steps done
         self.total_steps = max(1, round(config.epochs * loader.steps_per_epoch))
@@ -251,6 +256,7 @@ class Training:
             "spent": self.spent + time.monotonic() - self._started,
             "best": self.best,
             "scoring_seconds": self._scoring_seconds,
+            "inputs": self.inputs,
             "losses": [float(loss) for loss in self._losses],
         }
         checkpoint.save(self.run.path / "checkpoints" / "last.ckpt", self.parts, standing)
@@ -266,6 +272,12 @@ class Training:
                 self.run.forget_after(-1)
             return
         standing = checkpoint.load(file, self.parts)
+        changed = [name for name in self.inputs if standing["inputs"].get(name) != self.inputs[name]]
+        if changed:
+            raise Refusal(
+                f"--resume expected the {' and the '.join(changed)} that {run} was started with, got changed content: "
+                "put the old back, or start a new run in another --out"
+            )
         self._resumed = True
         self.step, self.total_steps = standing["step"], standing["total_steps"]
         self.fitted, self.spent, self.best = standing["fitted"], standing["spent"], standing["best"]
@@ -356,7 +368,7 @@ class Training:
         return time.monotonic()
 
     def _mean_loss(self) -> float:
-        """Mean loss since the last line, over all processes: the only host synchronisation of the loop."""
+        """Mean loss since the last line, over all processes."""
         value = self._check_finite()
         self._losses.clear()
         return value
@@ -407,10 +419,17 @@ class Training:
 
     def _report(self, batch: Batch) -> None:
         for skipped in batch.skipped:
-            if self.strict:
-                refuse_skipped(skipped)
-            if self.run is not None:
-                self.run.skip(*skipped)
+            self.skip(skipped)
+
+    def skip(self, skipped: Skipped) -> None:
+        """List an image that cannot be used.
+
+        Raises: Refusal under --strict.
+        """
+        if self.strict:
+            refuse_skipped(skipped)
+        if self.run is not None:
+            self.run.skip(*skipped)
 
     # ---- stopping ----------------------------------------------------------------------------------------------------
 
@@ -425,10 +444,10 @@ class Training:
         return self._agree(self._interrupt is not None)
 
     def _agree(self, mine: bool) -> bool:
-        """True on every rank as soon as it is true on one; asked only at log steps where there are several."""
+        """True on every rank as soon as it is true on one; asked only every few steps where there are several."""
         if self.fabric.world_size == 1:
             return mine
-        if self.step % self.config.log_every_steps:
+        if self.step % min(5, self.config.log_every_steps):  # SLURM gives half a minute between SIGTERM and SIGKILL
             return False
         return _most(self.fabric, float(mine)) > 0
 

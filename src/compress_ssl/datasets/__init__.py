@@ -143,6 +143,16 @@ def hold_out(images: ImageSet, *, count: int) -> tuple[ImageSet, ImageSet]:
     )
 
 
+def set_aside(images: ImageSet, *, at_most: int) -> tuple[ImageSet, ImageSet]:
+    """Split off what judges a student: `at_most` images, no more than a tenth of all, but one at least.
+
+    Every verb goes by this rule: what `distill` never trained on is what `evaluate` asks about.
+
+    Returns: (rest, set aside), both in the order of `images`.
+    """
+    return hold_out(images, count=max(1, min(at_most, len(images) // 10)))
+
+
 def digest(ids: Sequence[str], labels: np.ndarray, evidence: np.ndarray | bytes) -> str:
     """sha256 over ids, labels and what is cheaply known of the contents: the fingerprint of every set here."""
     sha = hashlib.sha256()

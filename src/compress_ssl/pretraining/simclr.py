@@ -55,7 +55,7 @@ class Method(nn.Module):
         self.config = config
         self.head = SimCLRProjectionHead(width, config.hidden_width, config.projection_width)
         gather = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.criterion = NTXentLoss(temperature=config.temperature, gather_distributed=gather)
+        self.contrast = NTXentLoss(temperature=config.temperature, gather_distributed=gather)
 
     def change(self, views: Tensor, generator: torch.Generator, *, rank: int, ranks: int) -> Tensor:
         """Colours of the views (B, 2, 3, H, W) uint8 changed; numbers are drawn for all ranks and this one's taken."""
@@ -70,4 +70,4 @@ class Method(nn.Module):
     def loss(self, projections: Tensor) -> Tensor:
         """(2·B, P) projections, all first views before all second ones -> scalar."""
         first, second = projections.float().chunk(2)
-        return self.criterion(first, second)
+        return self.contrast(first, second)
