@@ -16,7 +16,7 @@ compress=(--teacher "$out/teacher" --student "$student" --epochs 6 --validate-ev
   --optimizer.learning-rate 0.1 --schedule.name cosine --view.scale 0.2 1 --objective.bank-size 16384)
 run pretrain "$out/teacher" --encoder "$teacher" --epochs 14 --validate-every-epochs 1 --optimizer.learning-rate 2e-3 --workers 1
 run distill "$out/student_1q" --objective compress_1q "${compress[@]}"
-run distill "$out/student_2q" --objective compress_2q "${compress[@]}"
+run distill "$out/student_2q" --objective compress_2q --objective.momentum 0.99 "${compress[@]}"
 compress-ssl evaluate teacher="$out/teacher" student_1q="$out/student_1q" student_2q="$out/student_2q" \
   student_random="$student@random" --size 32 --data "$data" --out "$out/results"
 compress-ssl report "$out/results" "$out/teacher" "$out/student_1q" "$out/student_2q" --out "$out/report.html"
