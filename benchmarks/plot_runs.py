@@ -19,22 +19,32 @@ PANELS = (  # kind of line, its field, heading
 )
 
 
+def points(lines: list[dict], kind: str, field: str) -> list[tuple[float, float]]:
+    return [(line["epoch"], line[field]) for line in lines if line["kind"] == kind and field in line]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     matplotlib.rcParams["svg.hashsalt"] = "compress-ssl"  # the same numbers give the same file
-    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(12, 3.4), constrained_layout=True)
-    for run in options.runs:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        for axis, (kind, name, heading) in zip(axes, PANELS, strict=True):
-            points = [(line["epoch"], line[name]) for line in lines if line["kind"] == kind and name in line]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=run.name, linewidth=1.4)
-            axis.set_title(heading, fontsize=10)
-            axis.set_xlabel("epoch")
-    for axis in axes:
+    runs = {run.name: (run / "metrics.jsonl").read_text().splitlines() for run in options.runs}
+    lines = {name: [json.loads(line) for line in text] for name, text in runs.items()}
+    panels = [
+        (heading, {name: points(found, kind, field) for name, found in lines.items()})
+        for kind, field, heading in PANELS
+    ]
+    panels = [(heading, curves) for heading, curves in panels if any(curves.values())]
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3.4), constrained_layout=True, squeeze=False
+    )
+    for axis, (heading, curves) in zip(axes[0], panels, strict=True):
+        for name, curve in curves.items():
+            if curve:
+                axis.plot(*zip(*curve, strict=True), label=name, linewidth=1.4)
+        axis.set_title(heading, fontsize=9)
+        axis.set_xlabel("epoch")
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8)
     options.out.parent.mkdir(parents=True, exist_ok=True)
