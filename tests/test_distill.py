@@ -543,7 +543,10 @@ def test_labels_are_never_trained_on_nor_chosen_by(config: Config, monkeypatch: 
         other = replace(config, out=config.out.parent / name)
         distill.run(other)
         assert lines(config.out, "train") == lines(other.out, "train")
-        assert same(final_state(config.out), final_state(other.out))
+        states = [final_state(run) for run in (config.out, other.out)]
+        for state in states:
+            del state["standing"]["inputs"]  # fingerprints of the data, labels included
+        assert same(*states)
         assert same(student(config.out), student(other.out))
     assert "nearest_neighbour" not in lines(other.out, "validation")[0]
 

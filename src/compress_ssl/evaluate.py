@@ -255,8 +255,8 @@ SHORT = {  # headings that leave a table of five models within 80 columns
     "nearest_neighbour_20": "20-NN",
     "linear_probe": "linear",
     "cluster_alignment": "CA",
-    "neighbour_overlap_10": "kept of 10",
-    "asymmetric_nearest_neighbour": "asym. 1-NN",
+    "neighbour_overlap_10": "kept@10",
+    "asymmetric_nearest_neighbour": "asym.",
 }
 
 
@@ -268,8 +268,8 @@ def result_table(scores: dict[str, dict[str, Any]], about: dict[str, dict[str, A
     table.add_column("model", no_wrap=True)
     for column in columns:
         table.add_column(SHORT.get(column, column.replace("_", " ")), justify="right")
-    table.add_column("parameters", justify="right")
-    table.add_column("multiply-adds", justify="right")
+    table.add_column("params", justify="right", no_wrap=True)
+    table.add_column("MACs", justify="right", no_wrap=True)
     for name, one in scores.items():
         values = [f"{100 * one['metrics'][metric]:.1f}" if metric in one["metrics"] else "–" for metric in columns]
         sizes = [_rounded(about[name][key]) if key in about[name] else "–" for key in ("parameters", "flops")]
@@ -299,8 +299,8 @@ def _augmented(encoder: Encoder, images: ImageSet, embed_split: Callable) -> Cal
 
 
 def _rounded(count: int) -> str:
-    """Three digits and a unit: 11.2 M."""
+    """Three digits and a unit: 11.2M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
-            return f"{count / size:.3g} {unit}"
+            return f"{count / size:.3g}{unit}"
     return str(count)
