@@ -139,7 +139,7 @@ def test_the_table_is_shown_and_the_pictures_are_written(models, tmp_path, capfd
     assert "teacher" in told
     assert "100.0" in told
     assert "1-NN" in told
-    assert "kept of 10" in told
+    assert "kept@10" in told
     shown = json.loads((tmp_path / "out" / "pictures.json").read_text())
     assert list(shown["neighbours"]) == ["teacher", "plain"]
 
