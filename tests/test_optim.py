@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig, optimizer, rate, set_rate
 from compress_ssl.refusal import Refusal
+from compress_ssl.transforms import TrainView
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -101,3 +102,21 @@ def test_a_rate_that_cannot_train_is_refused(learning_rate: float) -> None:
     """A night of computing would leave the student as it was."""
     with pytest.raises(Refusal, match=r"--optimizer.learning-rate expected more than 0, got"):
         optimizer([nn.Parameter(torch.ones(1))], OptimizerConfig(learning_rate=learning_rate))
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (lambda: OptimizerConfig(sgd_momentum=1.0), "--optimizer.sgd-momentum"),
+        (lambda: OptimizerConfig(weight_decay=-1e-4), "--optimizer.weight-decay"),
+        (lambda: ScheduleConfig(warmup=5.0), "--schedule.warmup"),
+        (lambda: ScheduleConfig(milestones=(90.0, 120.0)), "--schedule.milestones"),
+        (lambda: TrainView(scale=(1.0, 0.2)), "--view.scale"),
+        (lambda: TrainView(ratio=(0.0, 1.0)), "--view.ratio"),
+        (lambda: TrainView(flip=2.0), "--view.flip"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_the_name_of_their_option(make, option) -> None:
+    """Milestones given in epochs would never come, and a week of training would keep its first learning rate."""
+    with pytest.raises(Refusal, match=option):
+        make()

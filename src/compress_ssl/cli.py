@@ -204,8 +204,9 @@ def _refused(told: str, given: dict[str, list[str]], known: dict[str, Any], prog
         elif blocks[-1]:
             blocks.append([])
     sentence = " ".join(blocks[0 if "╭" in told else 1])
-    if "expected " in sentence:  # a refusal of a Config's own, which tyro has put in a box
-        return Refusal(sentence[sentence.index("expected ") :])
+    own = re.search(r"(--\S+ )?expected .*", sentence)  # a refusal of a Config's own, which tyro has put in a box
+    if own:
+        return Refusal(own[0])
     return Refusal(f"expected values that the options take, got: {sentence}: see {program} --help")
 
 

@@ -25,6 +25,14 @@ class OptimizerConfig:
     sgd_momentum: float = 0.9  # of SGD; AdamW keeps its own 0.9 and 0.999
     weight_decay: float = 1e-4  # of every parameter, as in the paper
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.sgd_momentum < 1:
+            raise Refusal(
+                f"--optimizer.sgd-momentum expected a number in [0, 1), got {self.sgd_momentum}: 0.9 is usual"
+            )
+        if not self.weight_decay >= 0:
+            raise Refusal(f"--optimizer.weight-decay expected 0 or more, got {self.weight_decay}: 1e-4 is the paper's")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
@@ -35,6 +43,15 @@ class ScheduleConfig:
     factor: float = 0.2  # step: multiplies the rate at every milestone
     warmup: float = 0.0  # share of the training over which the rate rises linearly from 0
     final: float = 0.0  # cosine: share of the peak that is left at the end
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise Refusal(
+                f"--schedule.warmup expected a share of the training in [0, 1), got {self.warmup}: 0.05 is 5 %"
+            )
+        if not all(0 <= milestone <= 1 for milestone in self.milestones):
+            raise Refusal(f"--schedule.milestones expected shares of the training in [0, 1], got {self.milestones}: "
+                          "divide epochs by their number")  # fmt: skip
 
 
 def optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:

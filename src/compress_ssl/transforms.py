@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from compress_ssl.refusal import Refusal
+
 Interpolation = Literal["bilinear", "bicubic"]
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -40,6 +42,16 @@ class TrainView:
     scale: tuple[float, float] = (0.08, 1.0)  # share of the picture's area; smaller crops compare details, not scenes
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of the crop
     flip: float = 0.5  # probability of a mirror image; 0 where left and right mean something (digits, text)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise Refusal(
+                f"--view.scale expected two shares of the area in (0, 1], the smaller first, got {self.scale}"
+            )
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise Refusal(f"--view.ratio expected two ratios above 0, the smaller first, got {self.ratio}: 0.75 1.33")
+        if not 0 <= self.flip <= 1:
+            raise Refusal(f"--view.flip expected a probability in [0, 1], got {self.flip}: 0.5 is usual")
 
 
 class Crop(NamedTuple):
