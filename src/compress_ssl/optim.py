@@ -45,9 +45,9 @@ class ScheduleConfig:
     final: float = 0.0  # cosine: share of the peak that is left at the end
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1:
+        if not 0 <= self.warmup <= 1:
             raise Refusal(
-                f"--schedule.warmup expected a share of the training in [0, 1), got {self.warmup}: 0.05 is 5 %"
+                f"--schedule.warmup expected a share of the training in [0, 1], got {self.warmup}: 0.05 is 5 %"
             )
         if not all(0 <= milestone <= 1 for milestone in self.milestones):
             raise Refusal(f"--schedule.milestones expected shares of the training in [0, 1], got {self.milestones}: "

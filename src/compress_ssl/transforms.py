@@ -46,7 +46,7 @@ class TrainView:
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1]:
             raise Refusal(
-                f"--view.scale expected two shares of the area in (0, 1], the smaller first, got {self.scale}"
+                f"--view.scale expected two shares above 0, the smaller first, got {self.scale}: 0.08 1 is usual"
             )
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise Refusal(f"--view.ratio expected two ratios above 0, the smaller first, got {self.ratio}: 0.75 1.33")
