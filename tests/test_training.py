@@ -22,7 +22,15 @@ from compress_ssl.loader import Batch, Skipped
 from compress_ssl.optim import ScheduleConfig
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
-from compress_ssl.training import HardwareConfig, Interrupted, Training, TrainingConfig, launch, parse_duration
+from compress_ssl.training import (
+    HardwareConfig,
+    Interrupted,
+    Training,
+    TrainingConfig,
+    launch,
+    parse_duration,
+    refuse_unsafe,
+)
 
 HARDWARE = HardwareConfig(accelerator="cpu", precision="32", workers=0)
 NEVER = 1e9  # minutes
@@ -478,3 +486,12 @@ def test_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     assert training.has_fast_bf16(torch.device("cpu"))
     assert not training.has_fast_bf16(torch.device("mps"))
+
+
+def test_convolutions_that_are_not_safe_on_a_cpu_are_refused() -> None:
+    """Wrong gradients and damaged memory would come without a word from oneDNN."""
+    narrow, wide = (torch.nn.Sequential(torch.nn.Conv2d(width, 16, 1)) for width in (7, 8))
+    refuse_unsafe(wide, torch.device("cpu"))
+    refuse_unsafe(narrow, torch.device("cuda"))
+    with pytest.raises(Refusal, match="got 7 in 0"):
+        refuse_unsafe(narrow, torch.device("cpu"))

@@ -30,7 +30,15 @@ from compress_ssl.run_folder import RunFolder
 from compress_ssl.settings import Flat
 from compress_ssl.student import Student, save_student
 from compress_ssl.teacher import LiveTeacher, Teacher, open_teacher
-from compress_ssl.training import HardwareConfig, Training, TrainingConfig, launch, on_first, refuse_skipped
+from compress_ssl.training import (
+    HardwareConfig,
+    Training,
+    TrainingConfig,
+    launch,
+    on_first,
+    refuse_skipped,
+    refuse_unsafe,
+)
 from compress_ssl.transforms import TrainView, cut, draw_crop
 
 
@@ -91,6 +99,7 @@ def run(config: Config) -> Path:
     student = (
         Student(encoder, objective.projector_width).train().to(fabric.device).to(memory_format=torch.channels_last)
     )
+    refuse_unsafe(student, fabric.device)
     momentum = Momentum(student, objective.momentum)
     optimizer = optim.optimizer(student.parameters(), config.optimizer)
     wrapped, optimizer = fabric.setup(student, optimizer)

@@ -22,7 +22,7 @@ from compress_ssl.optim import OptimizerConfig, ScheduleConfig
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
 from compress_ssl.settings import Flat
-from compress_ssl.training import HardwareConfig, Training, TrainingConfig, launch, on_first, step_seed
+from compress_ssl.training import HardwareConfig, Training, TrainingConfig, launch, on_first, refuse_unsafe, step_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,7 @@ def run(config: Config) -> Path:
         pin_memory=fabric.device.type == "cuda",
     )
     learner = learner.to(fabric.device).to(memory_format=torch.channels_last)
+    refuse_unsafe(learner, fabric.device)
     optimizer = optim.optimizer(learner.parameters(), config.optimizer)
     wrapped, optimizer = fabric.setup(learner, optimizer)
 

@@ -28,7 +28,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from lightning.fabric.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress_ssl import checkpoint, optim
 from compress_ssl.loader import Batch, Skipped, TrainLoader
@@ -150,6 +150,26 @@ def _see_off(process: subprocess.Popen) -> None:
         process.wait(timeout=10)
     except subprocess.TimeoutExpired:
         process.kill()
+
+
+def refuse_unsafe(model: nn.Module, device: torch.device) -> None:
+    """Refusal of layers whose training is not safe on a CPU.
+
+    oneDNN on AVX2 (torch 2.15) computes wrong weight gradients in 1×1 convolutions of fewer than 8 input channels, and
+    writes outside its memory.
+    """
+    for name, layer in model.named_modules():
+        if (
+            device.type == "cpu"
+            and isinstance(layer, nn.Conv2d)
+            and layer.kernel_size == (1, 1)
+            and layer.groups == 1
+            and layer.in_channels < 8
+        ):
+            raise Refusal(
+                f"expected at least 8 channels into every 1×1 convolution trained on a CPU, got {layer.in_channels} in "
+                f"{name}: take a wider backbone (compress/resnet10_small_w8), or a GPU"
+            )
 
 
 def on_first(fabric: Fabric, work: Callable[[], _T]) -> _T | None:

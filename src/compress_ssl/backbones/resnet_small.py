@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from compress_ssl.backbones import publish
-from compress_ssl.refusal import Refusal
 from compress_ssl.transforms import Preprocessing
 
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -32,11 +31,6 @@ def build(name: str) -> nn.Module | None:
     if found is None:
         return None
     width = int(found[2] or 64)
-    if width < 8:
-        # torch 2.15 on AVX2: oneDNN's 1×1 convolution gives wrong gradients and corrupts memory below 8 input channels
-        raise Refusal(
-            f"expected a first width of at least 8, got {name}: fewer channels are not safe to train on a CPU"
-        )
     return publish(
         SmallResNet(BLOCKS[int(found[1])], width, stem_stride=2 if found[3] else 1),
         width=8 * width,
