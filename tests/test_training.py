@@ -490,7 +490,7 @@ def test_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_convolutions_that_are_not_safe_on_a_cpu_are_refused() -> None:
     """Wrong gradients and damaged memory would come without a word from oneDNN."""
-    narrow, wide = (torch.nn.Sequential(torch.nn.Conv2d(width, 16, 1)) for width in (7, 8))
+    narrow, wide = (torch.nn.Sequential(torch.nn.Conv2d(width, 16, 1, stride=2)) for width in (7, 8))
     refuse_unsafe(wide, torch.device("cpu"))
     refuse_unsafe(narrow, torch.device("cuda"))
     with pytest.raises(Refusal, match="got 7 in 0"):

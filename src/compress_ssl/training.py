@@ -155,19 +155,20 @@ def _see_off(process: subprocess.Popen) -> None:
 def refuse_unsafe(model: nn.Module, device: torch.device) -> None:
     """Refusal of layers whose training is not safe on a CPU.
 
-    oneDNN on AVX2 (torch 2.15) computes wrong weight gradients in 1×1 convolutions of fewer than 8 input channels, and
-    writes outside its memory.
+    oneDNN on AVX2 (torch 2.15) computes wrong weight gradients in strided 1×1 convolutions of fewer than 8 input
+    channels, and writes outside its memory; with stride 1 they are right.
     """
     for name, layer in model.named_modules():
         if (
             device.type == "cpu"
             and isinstance(layer, nn.Conv2d)
             and layer.kernel_size == (1, 1)
+            and layer.stride != (1, 1)
             and layer.groups == 1
             and layer.in_channels < 8
         ):
             raise Refusal(
-                f"expected at least 8 channels into every 1×1 convolution trained on a CPU, got {layer.in_channels} in "
+                f"expected at least 8 channels into every strided 1×1 convolution trained on a CPU, got {layer.in_channels} in "
                 f"{name}: take a wider backbone (compress/resnet10_small_w8), or a GPU"
             )
 
