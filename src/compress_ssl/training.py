@@ -168,8 +168,8 @@ def refuse_unsafe(model: nn.Module, device: torch.device) -> None:
             and layer.in_channels < 8
         ):
             raise Refusal(
-                f"expected at least 8 channels into every strided 1×1 convolution trained on a CPU, got {layer.in_channels} in "
-                f"{name}: take a wider backbone (compress/resnet10_small_w8), or a GPU"
+                "expected at least 8 channels into every strided 1×1 convolution trained on a CPU, got "
+                f"{layer.in_channels} in {name}: take a wider backbone (compress/resnet10_small_w8), or a GPU"
             )
 
 
