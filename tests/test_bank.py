@@ -10,11 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
 
 from compress_ssl import checkpoint
 from compress_ssl.bank import EMPTY, Bank
 from compress_ssl.objectives import compress_2q
+from compress_ssl.quantised import Int8Rows
 from compress_ssl.refusal import Refusal
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -74,7 +76,7 @@ def allocated(work: Callable[[], object]) -> list[int]:
 
 
 def test_a_step_allocates_less_than_the_bank_and_a_write_less_than_a_batch() -> None:
-    """A bank of the paper's size would be copied each step: 600 ms and a gigabyte, as in the authors' code."""
+    """A bank of the paper's size would be copied each step, and all similarities kept: 2.5 GB in the authors' code."""
     size, batch, width, target_width = 4001, 7, 129, 67
     config = compress_2q.Config(bank_size=size, start="random")
     objective = compress_2q.Objective(config, width=width, target_width=target_width, images=9999)
@@ -91,9 +93,7 @@ def test_a_step_allocates_less_than_the_bank_and_a_write_less_than_a_batch() -> 
         work()  # what is made once is not made by a step
     query.grad = None
     bank_bytes = size * target_width * 4  # the smaller of the two
-    steps = allocated(step)
-    assert max(steps) < bank_bytes / 4  # similarities: 7 of 67 columns
-    assert max(steps) >= batch * size * 4  # the profiler does see them
+    assert max(allocated(step)) < batch * size * 4 / 2  # nor a matrix of the similarities to all anchors
     assert max(allocated(update), default=0) <= batch * (width + target_width) * 4
     rows = objective.bank.anchors("key")
     assert max(allocated(lambda: [rows.clone()])) >= bank_bytes  # and it would see a copy
@@ -194,3 +194,58 @@ def test_written_rows_carry_no_graph() -> None:
     index = torch.arange(4)
     bank.write(index, key=rows_of(index, 3).requires_grad_(), target=rows_of(index, 5))
     assert not bank.anchors("key").requires_grad
+
+
+KINDS = {"bfloat16": (torch.bfloat16, 4e-3), "int8": (torch.int8, 2.1e-2)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(size=st.integers(1, 11), batches=st.lists(st.integers(0, 25), max_size=5), seed=st.integers(0, 99))
+def test_a_bank_in_fewer_bits_keeps_the_same_rows_rounded(kind: str, size: int, batches: list[int], seed: int) -> None:
+    """Half or a quarter of the memory would be paid for with other anchors."""
+    dtype, tolerance = KINDS[kind]
+    whole, small = (Bank(size, {"key": 3, "target": 5}, dtype=kept) for kept in (torch.float32, dtype))
+    draw = torch.Generator().manual_seed(seed)
+    for count in batches:
+        index = torch.randint(99, (count,), generator=draw)
+        rows = {name: normalize(torch.randn(count, width, generator=draw)) for name, width in widths(whole).items()}
+        for bank in (whole, small):
+            bank.write(index, **rows)
+    assert torch.equal(whole.index, small.index)
+    for name in ("key", "target"):
+        kept = small.anchors(name)
+        assert (kept.values if isinstance(kept, Int8Rows) else kept).dtype == dtype
+        torch.testing.assert_close(kept.float(), whole.anchors(name), atol=tolerance / 2, rtol=tolerance / 2)
+
+
+def widths(bank: Bank) -> dict[str, int]:
+    return {name: bank.anchors(name).shape[1] for name in ("key", "target")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("written", [4, 7, 11])
+def test_a_saved_bank_comes_back_bit_for_bit_in_every_dtype(dtype: torch.dtype, written: int, tmp_path: Path) -> None:
+    """A resumed run would continue with other anchors."""
+    bank, again = (Bank(7, {"key": 3, "target": 5}, dtype=dtype) for _ in range(2))
+    write(bank, torch.arange(written))
+    checkpoint.save(tmp_path / "last.ckpt", {"bank": bank}, {})
+    checkpoint.load(tmp_path / "last.ckpt", {"bank": again})
+    for one in (bank, again):
+        write(one, torch.arange(50, 53))
+    assert torch.equal(bank.index, again.index)
+    for name in ("key", "target"):
+        pairs = zip(
+            *(part if isinstance(part, Int8Rows) else (part,) for part in (bank.anchors(name), again.anchors(name))),
+            strict=True,
+        )
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize(("saved", "asked"), [(torch.int8, torch.float32), (torch.float32, torch.int8)], ids=str)
+def test_a_bank_of_another_kind_is_refused(saved: torch.dtype, asked: torch.dtype) -> None:
+    """Integers would be read as rows two hundred times too long."""
+    bank = Bank(7, {"key": 3, "target": 5}, dtype=saved)
+    write(bank, torch.arange(4))
+    with pytest.raises(Refusal, match=r"--objective.bank-dtype"):
+        Bank(7, {"key": 3, "target": 5}, dtype=asked).load_state_dict(bank.state_dict())

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from compress_ssl.objectives.compress_1q import Config, Objective
+from compress_ssl.refusal import Refusal
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -34,7 +35,9 @@ def test_twenty_steps_are_the_paper_s(world, unit, monkeypatch: pytest.MonkeyPat
     objective = make(bank_size=bank_size, same_image="keep", start="random")
     if start == "loaded":
         rows, nobody = {"target": unit(bank_size, 9, seed=9)}, torch.full((bank_size,), -1)
-        objective.load_state_dict({"size": bank_size, "position": 0, "index": nobody, "rows": rows})
+        objective.load_state_dict(
+            {"size": bank_size, "position": 0, "index": nobody, "rows": rows, "temperature": 0.04}
+        )
     world.in_float64(objective, monkeypatch)
     assert_same_training(world, objective, temperature=0.04, tolerance=1e-6)
 
@@ -75,3 +78,25 @@ def test_the_student_is_projected_to_the_teacher_s_width_and_makes_no_keys() -> 
 def test_the_paper_s_values_are_the_defaults() -> None:
     """A run without options would not be the paper's."""
     assert (Config().bank_size, Config().temperature) == (128_000, 0.04)
+
+
+def test_stored_anchors_are_all_there_from_the_first_step_and_stay(unit) -> None:
+    """With a table the bank would still have to fill, and would forget what the table remembers."""
+    objective, table = make(7, anchors="stored", bank_size=2), unit(7, 9, seed=1)
+    assert objective.stored_anchors
+    for part in ([0, 1, 2], [3, 4, 5, 6]):
+        objective.fill(table[part], torch.tensor(part))
+    before = objective.bank.anchors("target").clone()
+    assert torch.equal(before, table)
+    query, target, index = unit(3, 9, seed=2), unit(3, 9, seed=3), torch.tensor([6, 0, 2])
+    loss = objective(query, target, index)
+    assert float(loss) > 0
+    objective.update(query, target, index)
+    assert torch.equal(objective.bank.anchors("target"), before)
+    assert set(objective.state_dict()) == {"temperature"}, "the table holds the rows"
+
+
+def test_stored_anchors_that_start_at_random_are_refused() -> None:
+    """One of the two would be ignored."""
+    with pytest.raises(Refusal, match=r"--objective.start empty, got random"):
+        Config(anchors="stored", start="random")

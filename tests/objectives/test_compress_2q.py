@@ -40,7 +40,9 @@ def test_twenty_steps_are_the_paper_s(
     if start == "loaded":
         rows = {"key": unit(bank_size, 5, seed=8), "target": unit(bank_size, 9, seed=9)}
         nobody = torch.full((bank_size,), -1)
-        objective.load_state_dict({"size": bank_size, "position": 0, "index": nobody, "rows": rows})
+        objective.load_state_dict(
+            {"size": bank_size, "position": 0, "index": nobody, "rows": rows, "temperature": 0.04}
+        )
     world.in_float64(objective, monkeypatch)
     assert_same_training(world, objective, temperature=0.04, tolerance=1e-6)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress_ssl import checkpoint, objectives
+from compress_ssl import bank, checkpoint, objectives
 from compress_ssl.refusal import Refusal
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -153,7 +153,7 @@ def test_a_temperature_that_divides_by_nothing_is_refused(module: ModuleType, te
     """A typing error would show as a stack trace, after the teacher has been loaded."""
     if not hasattr(module.Config(), "temperature"):
         pytest.skip("has no temperature")
-    with pytest.raises(Refusal, match=r"--objective.temperature expected more than 0, got"):
+    with pytest.raises(Refusal, match=r"--objective.temperature expected more than 0 or auto, got"):
         make(module, temperature=temperature)
 
 
@@ -174,3 +174,34 @@ def test_a_dotted_name_reaches_a_module_outside_the_package(tmp_path: Path, monk
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert objectives.find("somebody.mine").Objective is objectives.find("compress_1q").Objective
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("bfloat16", 2e-2), ("int8", 3e-2)])
+@pytest.mark.parametrize("home", ["device", "host"])
+def test_the_kind_and_place_of_the_bank_change_the_gradient_by_rounding_alone(
+    module: ModuleType, unit, dtype: str, tolerance: float, home: str
+) -> None:
+    """`--objective.bank-dtype int8` would be another objective, or an option that is parsed and ignored."""
+    if not issubclass(module.Config, bank.BankConfig):
+        pytest.skip("keeps no bank")
+    gradients = []
+    for options in ({}, {"bank_dtype": dtype, "bank_home": home}):
+        objective = warm(make(module, temperature=0.2, **options), unit)
+        query, target, index = batch(objective, unit, 7)
+        query = query.requires_grad_()
+        objective(query, target, index).backward()
+        gradients.append(query.grad)
+        assert objective.bank.dtype == bank.DTYPES[options.get("bank_dtype", "float32")]
+    error = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
+    assert error <= tolerance
+    assert (error > 0) == (dtype != "float32")
+
+
+def test_a_calibrated_temperature_is_resumed_not_found_anew(module: ModuleType) -> None:
+    """A resumed run would train with another temperature than the one it started with."""
+    if not hasattr(module.Config(), "temperature"):
+        pytest.skip("has no temperature")
+    started, resumed = (make(module, temperature="auto") for _ in range(2))
+    started.temperature, resumed.temperature = 0.031, 0.032
+    resumed.load_state_dict(started.state_dict())
+    assert resumed.temperature == 0.031

@@ -4,7 +4,8 @@ Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 3: one queue, o
 student_dim -> teacher_dim that is dropped after training (kept beside the student here: with it, an index of teacher
 embeddings can be queried).
 Relations: 2q keeps a bank of the student's own rows instead and needs no projector.
-Differs from the authors' code as compress_2q does.
+Differs from the authors' code as compress_2q does. Beyond the paper: where the teacher's embeddings are stored, all of
+them can be the anchors from the first step on, without a ring (`anchors`).
 """
 
 from __future__ import annotations
@@ -14,21 +15,30 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from compress_ssl.bank import Bank
+from compress_ssl.bank import DTYPES, Bank, BankConfig
+from compress_ssl.calibration import Temperature, check_temperature
 from compress_ssl.refusal import Refusal
 from compress_ssl.similarity import anchor_kl
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(BankConfig):
     """The paper's values."""
 
     name: str = "compress_1q"
-    bank_size: int = 128_000  # anchors held at once; capped at the number of training images
-    temperature: float = 0.04  # divides similarities, both sides; larger blurs near neighbours into far ones
+    temperature: Temperature = 0.04  # divides similarities, both sides; larger blurs near neighbours into far ones
+    perplexity: float = 0.02  # temperature auto: neighbours that a query is to have, as a share of the anchors
     same_image: Literal["mask", "keep"] = "mask"  # an anchor of the query's own image; keep: as the authors' code
     start: Literal["empty", "random"] = "empty"  # of the bank; random: noise rows, as the authors' code
+    anchors: Literal["recent", "stored"] = "recent"  # stored: the whole table of a stored teacher, whatever bank_size
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_temperature(self.temperature, self.perplexity)
+        if self.anchors == "stored" and self.start == "random":
+            raise Refusal("--objective.anchors stored expected --objective.start empty, got random: leave one out")
 
 
 class Objective:
@@ -45,15 +55,22 @@ class Objective:
         images: int,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        group: ProcessGroup | None = None,
     ):
         del width  # of the backbone: a linear projector brings it to the teacher's
-        if not config.temperature > 0:
-            raise Refusal(
-                f"--objective.temperature expected more than 0, got {config.temperature}: the paper's is 0.04"
-            )
         self.config = config
+        self.temperature = config.temperature  # a number before the first step: see calibration
         self.projector_width: int | None = target_width
-        self.bank = Bank(min(config.bank_size, images), {"target": target_width}, device=device)
+        self.stored_anchors = config.anchors == "stored"
+        self.group = group if config.bank_processes == "sharded" else None
+        self.bank = Bank(
+            images if self.stored_anchors else min(config.bank_size, images),
+            {"target": target_width},
+            device=device,
+            dtype=DTYPES[config.bank_dtype],
+            host=config.bank_home == "host",
+            group=self.group,
+        )
         if config.start == "random":
             self.bank.fill_randomly(torch.Generator().manual_seed(seed))
 
@@ -66,18 +83,28 @@ class Objective:
             anchors,
             target,
             anchors,
-            temperature=self.config.temperature,
+            temperature=float(self.temperature),
             index=index if masked else None,
             anchor_index=self.bank.index if masked else None,
+            group=self.group,
         )
 
     def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:
-        """Write the batch's targets into the bank; to be called after backward."""
+        """Write the targets of the batch, that of all processes, into the bank; to be called after backward."""
         del key
+        if not self.stored_anchors:
+            self.bank.write(index, target=target.float())
+
+    def fill(self, target: Tensor, index: Tensor) -> None:
+        """Take (B, D_t) stored targets as anchors, for good; call it until the table is in."""
         self.bank.write(index, target=target.float())
 
     def state_dict(self) -> dict[str, Any]:
-        return self.bank.state_dict()
+        """Without anchors that a table holds already."""
+        bank = {} if self.stored_anchors else self.bank.state_dict()
+        return bank | {"temperature": self.temperature}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bank.load_state_dict(state)
+        if not self.stored_anchors:
+            self.bank.load_state_dict(state)
+        self.temperature = state["temperature"]

@@ -13,28 +13,34 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from compress_ssl.bank import Bank
-from compress_ssl.refusal import Refusal
+from compress_ssl.bank import DTYPES, Bank, BankConfig
+from compress_ssl.calibration import Temperature, check_temperature
 from compress_ssl.similarity import anchor_kl
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(BankConfig):
     """The paper's values."""
 
     name: str = "compress_2q"
-    bank_size: int = 128_000  # anchors held at once; capped at the number of training images
-    temperature: float = 0.04  # divides similarities, both sides; larger blurs near neighbours into far ones
+    temperature: Temperature = 0.04  # divides similarities, both sides; larger blurs near neighbours into far ones
+    perplexity: float = 0.02  # temperature auto: neighbours that a query is to have, as a share of the anchors
     momentum: float | None = 0.999  # of the slow student that makes the keys; none: keys are the queries themselves
     same_image: Literal["mask", "keep"] = "mask"  # an anchor of the query's own image; keep: as the authors' code
     start: Literal["empty", "random"] = "empty"  # of the bank; random: noise rows, as the authors' code
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_temperature(self.temperature, self.perplexity)
 
 
 class Objective:
     """A bank of (key, target) pairs and the divergence of a batch over it."""
 
     projector_width: int | None = None  # the backbone's features are the embedding
+    stored_anchors = False  # the student's anchors change: no table can hold them
 
     def __init__(
         self,
@@ -45,14 +51,19 @@ class Objective:
         images: int,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        group: ProcessGroup | None = None,
     ):
-        if not config.temperature > 0:
-            raise Refusal(
-                f"--objective.temperature expected more than 0, got {config.temperature}: the paper's is 0.04"
-            )
-        self.config = config
-        self.momentum = config.momentum
-        self.bank = Bank(min(config.bank_size, images), {"key": width, "target": target_width}, device=device)
+        self.config, self.momentum = config, config.momentum
+        self.temperature = config.temperature  # a number before the first step: see calibration
+        self.group = group if config.bank_processes == "sharded" else None
+        self.bank = Bank(
+            min(config.bank_size, images),
+            {"key": width, "target": target_width},
+            device=device,
+            dtype=DTYPES[config.bank_dtype],
+            host=config.bank_home == "host",
+            group=self.group,
+        )
         if config.start == "random":
             self.bank.fill_randomly(torch.Generator().manual_seed(seed))
 
@@ -64,17 +75,19 @@ class Objective:
             self.bank.anchors("key"),
             target,
             self.bank.anchors("target"),
-            temperature=self.config.temperature,
+            temperature=float(self.temperature),
             index=index if masked else None,
             anchor_index=self.bank.index if masked else None,
+            group=self.group,
         )
 
     def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:
-        """Write the batch into the bank; to be called after backward."""
+        """Write the batch into the bank, that of all processes; to be called after backward."""
         self.bank.write(index, key=key.detach().float(), target=target.float())
 
     def state_dict(self) -> dict[str, Any]:
-        return self.bank.state_dict()
+        return self.bank.state_dict() | {"temperature": self.temperature}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.bank.load_state_dict(state)
+        self.temperature = state["temperature"]
