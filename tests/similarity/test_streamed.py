@@ -93,7 +93,7 @@ def test_a_bank_that_both_models_share_is_read_once_and_right(kind: str) -> None
 def test_wide_int8_rows_are_multiplied_in_eight_bits_and_stay_within_three_per_cent(seed: int) -> None:
     """The quicker product would be paid for with another student. (Narrow rows are multiplied as floats.)"""
     rows = case(width=512, target_width=2048, seed=seed)
-    assert streamed._Rows(rows[0], quantise(rows[1])).packed == streamed._has_int8_products()
+    assert streamed._Rows(rows[0], quantise(rows[1])).packed == (streamed._int8_levels() > 0)
     ours = streamed.divergence(rows[0], quantise(rows[1]), rows[2], quantise(rows[3]), **SAME, chunk=64)
     expected = truth(*rows, **SAME)
     assert off(ours.gradient, expected.gradient) <= 3e-2
@@ -102,7 +102,7 @@ def test_wide_int8_rows_are_multiplied_in_eight_bits_and_stay_within_three_per_c
 
 def test_without_the_eight_bit_product_int8_rows_still_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another build of torch, or another processor, would refuse to train."""
-    monkeypatch.setattr(streamed, "_has_int8_products", lambda: False)
+    monkeypatch.setattr(streamed, "_int8_levels", lambda: 0)
     rows = case(width=512, target_width=600)
     stored = quantise(rows[1]), quantise(rows[3])
     ours = streamed.divergence(rows[0], stored[0], rows[2], stored[1], **SAME, chunk=64)
@@ -112,7 +112,7 @@ def test_without_the_eight_bit_product_int8_rows_still_work(monkeypatch: pytest.
 
 def test_eight_bit_products_do_not_saturate() -> None:
     """AVX2 adds pairs of products in 16 bits: rows of extremes would be wrong by half, without a word."""
-    if not streamed._has_int8_products():
+    if streamed._int8_levels() == 0:
         pytest.skip("torch has no oneDNN quantised product here")
     draw = torch.Generator().manual_seed(1)
     signs = (torch.randint(2, (5, 640), generator=draw) * 2 - 1).float()

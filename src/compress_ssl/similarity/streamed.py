@@ -29,8 +29,8 @@ CHUNK_ELSEWHERE = 16_896  # 132 multiprocessors of an H200 times 128 rows; by ar
 SAFE_RANGE = 80.0  # exp(-80) is still a normal float32: up to this 2/τ a constant offset of 1/τ loses nothing
 FLOOR = -1e30  # maximum of no anchors; finite, so that 0 * (m - m') is 0
 LEFT_OUT = 2 * FLOOR  # similarity of an anchor that is not compared: far below any maximum, its weight is exactly 0
-EXACT_QUERY_LEVELS = 63  # AVX2's 8-bit products add pairs in 16 bits: 2 * 255 * 63 is the most that cannot saturate
-NARROW = 512  # below, 6-bit queries would cost more accuracy than 8-bit products save time
+QUERY_LEVELS = (127, 63)  # of 8-bit queries; AVX2 adds pairs of products in 16 bits: 2 * 255 * 63 cannot saturate
+NARROW = 512  # below, the coarser levels would cost more accuracy than 8-bit products save time
 
 
 def divergence(
@@ -104,35 +104,37 @@ class _Rows:
         self.used = rows  # (B, D) the rows as rounded for the product
         self._scratch = rows.new_empty(0)
         self._held: Anchors | None = None  # the piece that `_scratch` holds
-        on_cpu = rows.device.type == "cpu"
-        self.packed = isinstance(anchors, Int8Rows) and on_cpu and rows.shape[1] >= NARROW and _has_int8_products()
-        self.low = None if on_cpu or rows.dtype != torch.float32 else _low_dtype(anchors)
+        small_products = isinstance(anchors, Int8Rows) and rows.device.type == "cpu" and rows.shape[1] >= NARROW
+        levels = _int8_levels() if small_products else 0
+        self.packed = levels > 0
+        self.low = _low_dtype(anchors, rows.device) if rows.dtype == torch.float32 and not self.packed else None
         if self.packed:
-            small = quantise(rows, levels=EXACT_QUERY_LEVELS)
+            small = quantise(rows, levels=levels)
             self.used = small.float()
             self._scales, self._zeros = small.scale, torch.zeros(len(rows), dtype=torch.int64)
             self._weight = torch.ops.onednn.qlinear_prepack(small.values, [CHUNK["cpu"], rows.shape[1]])
         elif self.low is not None:
-            self.used = rows.to(self.low).float()
             self._columns = rows.to(self.low).T
+            self.used = self._columns.T.float()
         else:
             self._columns = rows.T.contiguous()
 
     def compare(self, anchors: Anchors, out: Tensor) -> None:
         """Write the (A, B) similarities of a chunk of anchors to `out`, whose rows may be strided."""
-        if isinstance(anchors, Int8Rows):
-            if self.packed:
-                product = torch.ops.onednn.qlinear_pointwise(
-                    anchors.values.contiguous(), 1.0, 0, self._weight, self._scales, self._zeros, None,
-                    1.0, 0, torch.float32, "none", [], "",
-                )  # fmt: skip
-            else:
-                product = self._multiply(self.matrix(anchors)[0])
+        if self.packed and isinstance(anchors, Int8Rows):
+            product = torch.ops.onednn.qlinear_pointwise(
+                anchors.values.contiguous(), 1.0, 0, self._weight, self._scales, self._zeros, None,
+                1.0, 0, torch.float32, "none", [], "",
+            )  # fmt: skip
             torch.mul(product, anchors.scale[:, None], out=out)
-        elif self.low is not None:
-            out.copy_(self._multiply(anchors.to(self.low)))
-        else:
-            torch.mm(self.matrix(anchors)[0], self._columns, out=out)
+            return
+        matrix, scale = self.matrix(anchors)
+        if self.low is None:
+            torch.mm(matrix, self._columns, out=out)
+        else:  # summed and left in float32: similarities rounded to bfloat16 move the gradient by 10 to 18 %
+            out.copy_(torch.mm(matrix, self._columns, out_dtype=torch.float32))
+        if scale is not None:
+            out.mul_(scale[:, None])
 
     def matrix(self, anchors: Anchors) -> tuple[Tensor, Tensor | None]:
         """A chunk as something to multiply with, (A, D), and the (A,) scale of its rows if they still need one."""
@@ -146,12 +148,6 @@ class _Rows:
             self._scratch[: len(values)].copy_(values)
             self._held = anchors
         return self._scratch[: len(values)], scale
-
-    def _multiply(self, anchors: Tensor) -> Tensor:
-        if self.low is None:
-            return torch.mm(anchors, self._columns)
-        # the accumulator leaves in float32: similarities rounded to bfloat16 move the gradient by 10 to 18 %
-        return torch.mm(anchors, self._columns, out_dtype=torch.float32)
 
 
 @dataclass
@@ -195,7 +191,7 @@ class _Sums:
         """Take in (A, 2B) similarities, overwriting them, and the anchors they were computed with."""
         if self.running:
             self._rescale(torch.maximum(self.maximum, similarities.amax(dim=0)))
-        weigh = _weigh if similarities.device.type == "cpu" else _compiled_weigh()
+        weigh = _compiled_weigh() if similarities.device.type == "cuda" else _weigh
         total, expected, difference = weigh(similarities, self.maximum)
         self.total += total
         self.expected += expected
@@ -368,25 +364,37 @@ def _length(anchors: Anchors) -> int:
     return len(anchors.values if isinstance(anchors, Int8Rows) else anchors)
 
 
-def _low_dtype(anchors: Anchors) -> torch.dtype | None:
-    """In what an accelerator multiplies these anchors; None: as they are."""
+def _low_dtype(anchors: Anchors, device: torch.device) -> torch.dtype | None:
+    """In what a GPU multiplies these anchors; None: widened to float32, a chunk at a time.
+
+    A CPU's bfloat16 product rounds its sums to bfloat16 too, and so do a GPU's before torch 2.8.
+    """
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if device.type != "cuda" or version < (2, 8):
+        return None
     if isinstance(anchors, Int8Rows):
         return torch.bfloat16  # holds -127 … 127 exactly
     return anchors.dtype if anchors.dtype in (torch.bfloat16, torch.float16) else None
 
 
 @cache
-def _has_int8_products() -> bool:
-    """Whether oneDNN's quantised product is there and right, tried where sums in 16 bits would saturate."""
-    try:
-        values = torch.full((3, 64), 127, dtype=torch.int8)
-        values[1] = -127
-        rows = torch.full((2, 64), EXACT_QUERY_LEVELS, dtype=torch.int8)
-        weight = torch.ops.onednn.qlinear_prepack(rows, [3, 64])
+def _int8_levels() -> int:
+    """Up to what queries can be quantised for oneDNN's 8-bit product here; 0 where it is not to be had.
+
+    Tried on rows of extremes, where sums in 16 bits would saturate.
+    """
+    values = torch.full((3, 64), 127, dtype=torch.int8)
+    values[1] = -127
+    for levels in QUERY_LEVELS:
+        rows = torch.full((2, 64), levels, dtype=torch.int8)
         scales, zeros = torch.ones(2), torch.zeros(2, dtype=torch.int64)
-        product = torch.ops.onednn.qlinear_pointwise(
-            values, 1.0, 0, weight, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-    except (AttributeError, RuntimeError):  # another build of torch: int8 rows are multiplied as floats
-        return False
-    return torch.equal(product, values.float() @ rows.float().T)
+        try:
+            weight = torch.ops.onednn.qlinear_prepack(rows, [3, 64])
+            product = torch.ops.onednn.qlinear_pointwise(
+                values, 1.0, 0, weight, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            )
+        except (AttributeError, RuntimeError):  # another build of torch: int8 rows are multiplied as floats
+            return 0
+        if torch.equal(product, values.float() @ rows.float().T):
+            return levels
+    return 0
