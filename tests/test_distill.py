@@ -19,19 +19,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compress_ssl import checkpoint, cli, datasets, distill, embed, training
+from compress_ssl import checkpoint, cli, datasets, distill, embed, time_budget, training
 from compress_ssl.datasets import Splits
 from compress_ssl.distill import Config, Scorer
 from compress_ssl.encoder import Encoder, open_encoder, save_encoder
-from compress_ssl.loader import Batch
+from compress_ssl.hardware import HardwareConfig
+from compress_ssl.loader import Batch, TrainLoader
 from compress_ssl.objectives import compress_1q, compress_2q
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
 from compress_ssl.refusal import Refusal
 from compress_ssl.teacher import LiveTeacher
-from compress_ssl.training import HardwareConfig, TrainingConfig
+from compress_ssl.training import TrainingConfig
+from compress_ssl.transforms import RandomView
 
 STUDENT = "compress/resnet10_small_w8"
 EPOCH = 80  # steps: 1437 digits without the 150 held out, 16 a step
@@ -104,9 +107,13 @@ def with_training(config: Config, **changes: Any) -> Config:
 
 
 def lines(run: Path, kind: str) -> list[dict[str, Any]]:
-    """Metrics of one kind, without the one that is a time."""
+    """Metrics of one kind, without those that are times."""
     found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{**line, "images_per_second": None} for line in found if line["kind"] == kind]
+    return [
+        {name: value for name, value in line.items() if not re.match("images_per_second|step_seconds|share_", name)}
+        for line in found
+        if line["kind"] == kind
+    ]
 
 
 def final_state(run: Path) -> dict[str, Any]:
@@ -178,7 +185,7 @@ def between_backward_and_bank(patch: pytest.MonkeyPatch) -> None:
 
         patch.setattr(module.Objective, "update", killed)
     write = training.Training._write
-    patch.setattr(training.Training, "_write", lambda self: write(self) if self.step == 0 else None)
+    patch.setattr(training.Training, "_write", lambda self, states: write(self, states) if self.step == 0 else None)
 
 
 def during_scoring(patch: pytest.MonkeyPatch) -> None:
@@ -262,7 +269,7 @@ def test_a_run_killed_right_after_its_schedule_was_fitted_keeps_the_schedule(
     reference = replace(config, out=config.out.parent / "whole")
     distill.run(reference)
 
-    save, fitted = checkpoint.save, 3 + training.CALIBRATION_STEPS
+    save, fitted = checkpoint.save, 3 + time_budget.CALIBRATION_STEPS
 
     def killed(path: Path, parts: Any, standing: dict[str, Any]) -> None:
         save(path, parts, standing)
@@ -505,6 +512,73 @@ def test_two_processes_train_the_student_of_one(
     assert told.count("epoch 0:") == 1
     assert "Traceback" not in told
     assert "deprecated" not in told
+
+
+SPOILT = '''
+"""compress_2q in whose second process the teacher gives NaN for one image, in step 4."""
+import os
+from dataclasses import dataclass
+from compress_ssl import teacher
+from compress_ssl.objectives import compress_2q
+
+@dataclass(frozen=True, kw_only=True)
+class Config(compress_2q.Config):
+    name: str = "spoilt.objective"
+
+Objective = compress_2q.Objective
+check = teacher.UncheckedRows.__call__
+calls = []
+
+def spoil(self, rows, index):
+    calls.append(1)
+    if os.environ.get("LOCAL_RANK") == "1" and len(calls) == 4:
+        rows = rows.clone()
+        rows[2] = float("nan")
+    return check(self, rows, index)
+
+teacher.UncheckedRows.__call__ = spoil
+'''
+
+
+@pytest.mark.parametrize("trouble", ["skipped", "strict", "teacher"])
+def test_what_another_process_meets_is_told_by_the_first(config: Config, tmp_path: Path, trouble: str) -> None:
+    """A broken image would be in no list, `--strict` would not hold, and a run would end without a sentence."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(80):
+        pixels = np.random.default_rng(number).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number:02d}.png")
+    config = with_training(replace(config, data=str(photos), held_out=8, gallery=8), batch_size=8, epochs=1)
+    images, watched = distill._split(config)
+    assert watched.test is not None
+    loader = TrainLoader(images, RandomView(config.view, 8), batch_size=8, seed=3, workers=0, rank=1, ranks=2)
+    scored = {*watched.train.ids, *watched.test.ids}
+    met = [images.ids[place] for step in (2, 3, 4) for _, place in loader.keys(step)]
+    victim = next(id for id in met if id not in scored)
+    more = ["--devices", "2", "--log-every-steps", "100", "--validate-every-epochs", "9"]
+    if trouble == "teacher":
+        (tmp_path / "spoilt").mkdir()
+        (tmp_path / "spoilt" / "__init__.py").touch()
+        (tmp_path / "spoilt" / "objective.py").write_text(SPOILT)
+        more += ["--objective", "spoilt.objective"]
+        victim = images.ids[loader.keys(3)[2][1]]
+    else:
+        (photos / victim).write_bytes(b"no picture")
+        more += ["--strict"] if trouble == "strict" else []
+    given = arguments(config, *more)
+    command = [str(Path(sys.executable).with_name("compress-ssl")), *given]
+    process = start(command, PYTHONPATH=str(tmp_path))
+    told = process.communicate(timeout=100)[1]
+    assert "Traceback" not in told
+    if trouble == "skipped":
+        assert process.returncode == 0, told
+        listed = [json.loads(line)["id"] for line in (config.out / "skipped.jsonl").read_text().splitlines()]
+        assert listed == [victim]
+    else:
+        assert process.returncode == 2, told
+        sentence = "expected every image to be usable, got" if trouble == "strict" else "NaN or infinity for image"
+        assert len(re.findall(rf"compress-ssl: .*{sentence} {re.escape(victim)}", told)) == 1
+        assert final_state(config.out)["standing"]["step"] == 0, "what was saved before stays"
 
 
 # ---- what it learns from, and what is chosen ----
@@ -772,3 +846,53 @@ def test_projector_and_student_are_saved_together(config: Config) -> None:
     assert final_state(config.out)["standing"]["best"] == lines(config.out, "validation")[-1]["neighbour_overlap_10"]
     assert torch.equal(saved["projector.safetensors"]["weight"], last["projector.weight"])
     assert torch.equal(saved["model.safetensors"]["conv1.weight"], last["encoder.backbone.conv1.weight"])
+
+
+# ---- the bank and its temperature ----
+
+
+def test_a_bank_spread_over_two_processes_trains_the_student_of_one(without_batch_norm: Config, tmp_path: Path) -> None:
+    """Holding a part of the bank each would be comparing with a part of it; its checkpoint would hold a part."""
+    config = replace(without_batch_norm, objective=compress_2q.Config(bank_processes="sharded", bank_size=101))
+    command = [str(Path(sys.executable).with_name("compress-ssl")), *arguments(config, "--student-size", "32")]
+    options = ["--objective.bank-processes", "sharded", "--objective.bank-size", "101", "--devices", "2"]
+    together = start([*command, *options])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "finish", lambda _: None)
+        alone = replace(config, out=tmp_path / "one")
+        distill.run(alone)
+    _, told = together.communicate(timeout=100)
+    assert together.returncode == 0, told
+    assert_close(alone.out, config.out, tolerance=1e-5)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_calibrated_temperature_is_told_used_and_saved(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """`auto` would be a number that nobody can repeat a run with."""
+    chosen = replace(config, objective=compress_2q.Config(temperature="auto", perplexity=0.1))
+    distill.run(chosen)
+    shown = " ".join(capsys.readouterr().err.split())
+    told = re.search(r"temperature (\S+): perplexity (\d+) among 1294 anchors", shown)
+    assert told is not None, shown
+    assert 0.09 < int(told[2]) / 1294 < 0.11
+    assert final_state(config.out)["parts"]["objective"]["temperature"] == float(told[1])
+    repeated = replace(config, out=config.out.parent / "by hand")
+    distill.run(replace(repeated, objective=compress_2q.Config(temperature=float(told[1]))))
+    assert lines(config.out, "train") == lines(repeated.out, "train")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_whole_table_can_be_the_anchors_and_a_live_teacher_cannot(config: Config, tmp_path: Path) -> None:
+    """The first epoch would compare with next to nothing while all anchors lie on the disk."""
+    table = tmp_path / "table"
+    embed.run(embed.Config(encoder=config.teacher, data="digits", out=table, workers=0, device="cpu"))
+    stored = replace(config, teacher=str(table), objective=compress_1q.Config(anchors="stored"))
+    distill.run(stored)
+    ring = replace(config, out=tmp_path / "ring", teacher=str(table), objective=compress_1q.Config())
+    distill.run(ring)
+    first, others = (lines(run, "train")[0]["loss"] for run in (config.out, ring.out))
+    assert first > 1.5 * others, "the first step of the ring compares with nothing, the second with 16 anchors"
+    resumed = replace(stored, resume=True)
+    distill.run(resumed)  # finished already: the anchors are read anew and nothing else happens
+    with pytest.raises(Refusal, match=r"--objective.anchors stored expected a table .* got a live encoder"):
+        distill.run(replace(stored, out=tmp_path / "live", teacher=config.teacher))

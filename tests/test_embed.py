@@ -24,7 +24,7 @@ from compress_ssl.encoder import open_encoder, save_encoder
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import write_atomically
 from compress_ssl.student import Student, load_projector, save_student
-from compress_ssl.transforms import evaluation_view
+from compress_ssl.transforms import EvaluationView, evaluation_view
 
 SPEC = "compress/resnet10_small_w8@random"
 
@@ -311,33 +311,11 @@ def test_rows_that_are_no_embeddings_are_refused_with_the_image(wrong, told):
             rows[1, 2] = float("nan")
         return rows[:, :, None] if wrong == "shape" else rows * (wrong != "zero")
 
-    view = embed.EvaluationView(open_encoder(SPEC, weights="random", size=8).preprocessing)
+    view = EvaluationView(open_encoder(SPEC, weights="random", size=8).preprocessing)
     with pytest.raises(Refusal, match=told) as refusal:
         embed.embed(encode, images, view=view, device=torch.device("cpu"), batch_size=3, workers=0)
     if wrong != "shape":
         assert images.ids[1 if wrong == "nan" else 0] in str(refusal.value)
-
-
-def test_a_device_that_is_not_here_is_refused():
-    """A stack trace out of torch's initialisation says nothing about the flag."""
-    assert embed.open_device("cpu").type == "cpu"
-    for name in ("gpu", "cuda:99", "quantum"):
-        with pytest.raises(Refusal, match=rf"--device expected .* got '{name}' .*: use cpu") as refusal:
-            embed.open_device(name)
-        assert "\n" not in str(refusal.value)
-
-
-def test_the_digest_of_weights_sees_values_names_and_types():
-    """Two encoders with one digest would share a table."""
-
-    def digest(**changes) -> str:
-        module = nn.Linear(3, 5)
-        with torch.no_grad():
-            module.weight.copy_(torch.arange(15.0).view(5, 3)), module.bias.fill_(changes.get("bias", 0.25))
-        return embed.weights_digest(module.to(changes.get("dtype", torch.float32)))
-
-    assert digest() == digest()
-    assert len({digest(), digest(bias=0.5), digest(dtype=torch.bfloat16)}) == 3
 
 
 def test_progress_is_shown_on_a_terminal_only(encoder, tmp_path):
@@ -347,7 +325,7 @@ def test_progress_is_shown_on_a_terminal_only(encoder, tmp_path):
     for terminal in (True, False):
         with (tmp_path / "told").open("w+") as file:
             console = Console(file=file, force_terminal=terminal, width=60)
-            view = embed.EvaluationView(opened.preprocessing)
+            view = EvaluationView(opened.preprocessing)
             embed.embed(
                 opened, images, view=view, device=torch.device("cpu"), workers=0, console=console, told="looking"
             )

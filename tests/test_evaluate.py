@@ -16,6 +16,7 @@ from compress_ssl.evaluate import Protocols
 from compress_ssl.evaluations import linear_probe
 from compress_ssl.refusal import Refusal
 from compress_ssl.student import Student, save_student
+from compress_ssl.transforms import EvaluationView, RandomView, TrainView
 
 TEACHER, STUDENT = "compress/resnet10_small_w16@random", "compress/resnet10_small_w8@random"
 METRICS = {"nearest_neighbour", "nearest_neighbour_20", "linear_probe", "cluster_alignment", "neighbour_overlap_10"}
@@ -94,7 +95,7 @@ def test_metrics_are_the_evaluations_own(models, scored):
 
     def embedded(name):
         encoder = open_encoder(str(models / name), weights="random")
-        view = embed.EvaluationView(encoder.preprocessing)
+        view = EvaluationView(encoder.preprocessing)
         return [
             embed.embed(encoder, part, view=view, device=torch.device("cpu"), workers=0)
             for part in (splits.train, splits.test)
@@ -259,7 +260,7 @@ def test_the_papers_linear_probe_runs(models, tmp_path):
 def test_every_epoch_of_the_papers_probe_sees_other_views():
     """Forty epochs over one view are not the protocol, and nothing in the number would show it."""
     images = datasets.open_splits("digits").train
-    view = evaluate.ProbeView(8)
+    view = RandomView(TrainView(), 8)
     picture = images.read(3)
     views = [view(picture, np.random.default_rng((0, epoch, 3))) for epoch in range(4)]
     assert len({bytes(one.numpy().tobytes()) for one in views}) == 4

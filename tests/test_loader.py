@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from compress_ssl.datasets import ImageSet, open_splits
 from compress_ssl.loader import Batch, TrainLoader, evaluation_batches
 from compress_ssl.picture import UnusableImage
 from compress_ssl.refusal import Refusal
-from compress_ssl.transforms import TrainView, cut, draw_crop
+from compress_ssl.transforms import RandomView, TrainView, cut, draw_crop
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -112,6 +115,57 @@ def test_processes_share_out_the_batch_of_one_in_order(ranks: int) -> None:
         assert torch.equal(torch.cat([part.index for part in parts]), whole.index)
         assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
         assert {len(part.index) for part in parts} == {6 // ranks}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_comes_in_channels_last(workers: int) -> None:
+    """Every step would begin by turning the whole batch inside out."""
+    batch = take(make(workers=workers), 1)[0]
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.to(torch.device("cpu")).images.data_ptr() == batch.images.data_ptr()
+
+
+def test_views_that_lie_otherwise_make_a_batch_too() -> None:
+    """A view written outside of the package would come out with its pixels mixed."""
+
+    def planes(picture: np.ndarray, random: np.random.Generator) -> Tensor:
+        return view(picture, random).contiguous()
+
+    loader = TrainLoader(Pictures(), planes, batch_size=6, seed=3, workers=0)
+    assert_same(take(loader, 2), take(make(), 2))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_photographs_decoded_around_their_crop_have_the_pixels_of_those_decoded_whole(
+    tmp_path: Path, workers: int
+) -> None:
+    """A run would see other pixels than the same run on a machine without the fast decoder; a cut off file a crop."""
+    random = np.random.default_rng(0)
+    for number in range(11):
+        pixels = random.integers(0, 256, (40 + number, 61 - number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number:02d}.jpg", restart_marker_blocks=1 + number % 3)
+    cut_off = tmp_path / "04.jpg"
+    cut_off.write_bytes(cut_off.read_bytes()[:-200])
+    images = open_splits(str(tmp_path)).train
+    crops = RandomView(TrainView(), 23)  # more than a third of the pictures: none is reduced
+    ours = take(TrainLoader(images, crops, batch_size=5, seed=1, workers=workers), 4)
+    whole = take(TrainLoader(Whole(images), crops, batch_size=5, seed=1, workers=0), 4)
+    assert_same(ours, whole)
+    skipped = {skip[:2] for batch in ours for skip in batch.skipped}
+    assert skipped == {("04.jpg", "truncated")}
+    batches = list(evaluation_batches(images, view, batch_size=3, workers=workers))
+    assert [skip.id for batch in batches for skip in batch.skipped] == ["04.jpg"]
+
+
+class Whole:
+    """A set that only knows how to read, as one written outside of the package may."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.name, self.ids, self.labels, self.classes = images.name, images.ids, images.labels, images.classes
+        self.read, self.fingerprint = images.read, images.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def test_reading_leaves_the_global_generators_alone() -> None:

@@ -120,3 +120,49 @@ def test_values_out_of_range_are_refused_by_the_name_of_their_option(make, optio
     """Milestones given in epochs would never come, and a week of training would keep its first learning rate."""
     with pytest.raises(Refusal, match=option):
         make()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_one_pass_over_the_weights_is_the_step_of_many(name: str) -> None:
+    """The quicker kernel would train another student than the formula."""
+    shapes = [(7, 5), (11,), (3, 2, 5)]
+    ours = [nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(1))) for shape in shapes]
+    theirs = [nn.Parameter(weight.detach().double()) for weight in ours]
+    config = OptimizerConfig(name=name, learning_rate=0.05, weight_decay=0.1)  # type: ignore[arg-type]
+    fused = optimizer(ours, config)
+    assert fused.defaults["fused"]
+    kind, options = type(fused), {"momentum": 0.9} if name == "sgd" else {}
+    plain = kind(theirs, lr=0.05, weight_decay=0.1, fused=False, foreach=False, **options)  # type: ignore[call-arg]
+    for step in range(5):
+        for mine, its in zip(ours, theirs, strict=True):
+            its.grad = torch.randn(its.shape, generator=torch.Generator().manual_seed(step)).double()
+            mine.grad = its.grad.float()
+        fused.step(), plain.step()
+    for mine, its in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.detach().double(), its.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("began", [None, True])
+def test_a_resumed_optimizer_goes_on_as_it_began(name: str, began: bool | None) -> None:
+    """A checkpoint from before the quicker kernel, or from after, would be continued with other roundings."""
+
+    def trained(steps: range, state: dict | None = None, *, fused: bool | None) -> tuple[list, torch.optim.Optimizer]:
+        weights = [nn.Parameter(torch.randn(7, 5, generator=torch.Generator().manual_seed(1)))]
+        made = optimizer(weights, OptimizerConfig(name=name, learning_rate=0.05))  # type: ignore[arg-type]
+        for group in made.param_groups:
+            group["fused"] = fused
+        if state is not None:
+            made.load_state_dict(state["optimizer"])
+            weights[0].data.copy_(state["weight"])
+        for step in steps:
+            weights[0].grad = torch.randn(7, 5, generator=torch.Generator().manual_seed(step))
+            made.step()
+        return weights, made
+
+    whole, _ = trained(range(6), fused=began)
+    half, made = trained(range(3), fused=began)
+    state = {"optimizer": made.state_dict(), "weight": half[0].detach().clone()}
+    resumed, again = trained(range(3, 6), state, fused=True)
+    assert again.param_groups[0]["fused"] == began
+    assert torch.equal(resumed[0], whole[0])

@@ -12,9 +12,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
-from compress_ssl.picture import KINDS, SUFFIXES, UnusableImage, decode
+from compress_ssl import jpeg, picture
+from compress_ssl.picture import KINDS, SUFFIXES, Box, Picture, UnusableImage, decode, open_picture
 
 HEIGHT, WIDTH = 5, 7
 
@@ -342,6 +343,87 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     for form in ("PNG", "TIFF"):
         data = encode(Image.fromarray(np.ascontiguousarray(stored)), form, exif=exif)
         np.testing.assert_array_equal(decode(data), upright)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("reduced", [False, True])
+def test_part_of_a_turned_jpeg_is_part_of_the_upright_one(orientation: int, reduced: bool) -> None:
+    """Crops of a telephone's portraits would come from another place of the picture, or lie on their side."""
+    rows, columns = np.mgrid[:203, :310]
+    smooth = np.stack([rows, columns * 0.8, 255 - rows], axis=-1).clip(0, 255).astype(np.uint8)
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encode(Image.fromarray(smooth), "JPEG", exif=exif, quality=95, restart_marker_blocks=5)
+    upright = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    opened = open_picture(data)
+    assert isinstance(opened, Picture)
+    assert opened.shape == upright.shape
+    np.testing.assert_array_equal(np.asarray(opened), upright)
+    box = Box(33, 21, 120, 150)
+    pixels, inside = opened.part(box, enough=15 if reduced else 150)
+    if not reduced:
+        assert inside == (0, 0, 120, 150)
+        np.testing.assert_array_equal(pixels, upright[33:153, 21:171])
+        return
+    assert inside[2:] == (60, 75)
+    corners = inside.left, inside.top, inside.left + inside.width, inside.top + inside.height
+    small = Image.fromarray(pixels).resize((15, 12), Image.Resampling.BILINEAR, box=corners)
+    expected = Image.fromarray(upright).resize((15, 12), Image.Resampling.BILINEAR, box=(21, 33, 171, 153))
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(expected)).max() <= 2
+
+
+def test_a_colour_profile_changes_no_pixel() -> None:
+    """Photographs with a profile would be read by other rules than before."""
+    data = encode(
+        Image.fromarray(noise()), "JPEG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    )
+    np.testing.assert_array_equal(decode(data), np.array(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("name", hopeless_files() | unusual_files())
+def test_without_the_quick_way_the_answers_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which images are skipped, and why, would depend on what else is installed."""
+    kind, data = (hopeless_files() | unusual_files())[name]
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
+    with pytest.raises(UnusableImage) as caught:
+        decode(data)
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("name", [name for name in hopeless_files() if name.endswith(".jpg")])
+def test_a_picture_that_is_decoded_later_has_the_troubles_of_one_decoded_now(name: str) -> None:
+    """Half a photograph would be found out in evaluation and trained on in training."""
+    kind, data = hopeless_files()[name]
+
+    def part() -> None:
+        opened = open_picture(data)
+        assert isinstance(opened, Picture)
+        opened.part(Box(0, 0, 5, 5), enough=5)
+
+    with pytest.raises(UnusableImage) as caught:
+        part()
+    assert caught.value.kind == kind
+
+
+def test_the_size_of_a_jpeg_is_checked_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of a gigapixel would take the memory of the machine before it is refused."""
+    monkeypatch.setattr(jpeg, "whole", None)
+    monkeypatch.setattr(picture, "_by_pillow", None)
+    with pytest.raises(UnusableImage, match="7 x 5 pixels, more than 34") as caught:
+        decode(encode(Image.fromarray(noise()), "JPEG"), max_pixels=34)
+    assert caught.value.kind == "huge"
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_where_the_quick_way_doubts_pillow_decides(part: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files with harmless flaws that every viewer shows would be left out of the data."""
+    data = encode(Image.fromarray(noise()), "JPEG")
+    monkeypatch.setattr(jpeg, "_decoded", lambda *_, **__: None)
+    opened = open_picture(data)
+    assert isinstance(opened, Picture)
+    pixels = opened.part(Box(1, 2, 3, 4), enough=1)[0] if part else opened.whole()
+    expected = np.array(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(pixels, expected[1:4, 2:6] if part else expected)
 
 
 def test_damaged_exif_does_not_cost_the_picture() -> None:

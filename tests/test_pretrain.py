@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,12 @@ from torch import Tensor
 from compress_ssl import checkpoint, datasets, pretrain, pretraining
 from compress_ssl.datasets import Splits
 from compress_ssl.encoder import open_encoder
+from compress_ssl.hardware import HardwareConfig
 from compress_ssl.optim import OptimizerConfig
 from compress_ssl.pretrain import Config
 from compress_ssl.pretraining import simclr
 from compress_ssl.refusal import Refusal
-from compress_ssl.training import HardwareConfig, TrainingConfig
+from compress_ssl.training import TrainingConfig
 
 EPOCH = 80  # steps
 
@@ -149,7 +151,11 @@ def config(tmp_path: Path) -> Config:
 
 def lines(run: Path, kind: str) -> list[dict[str, Any]]:
     found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{**line, "images_per_second": None} for line in found if line["kind"] == kind]
+    return [
+        {name: value for name, value in line.items() if not re.match("images_per_second|step_seconds|share_", name)}
+        for line in found
+        if line["kind"] == kind
+    ]
 
 
 def state(run: Path) -> dict[str, Tensor]:

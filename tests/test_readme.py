@@ -16,7 +16,7 @@ from PIL import Image
 from compress_ssl import distill
 from compress_ssl.cli import VERBS, main, parse
 from compress_ssl.encoder import open_encoder
-from compress_ssl.training import HardwareConfig
+from compress_ssl.hardware import HardwareConfig
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -129,7 +129,7 @@ def test_a_row_that_is_no_embedding_names_its_image(
     """Of a million images the one that breaks the teacher must be found."""
     rows = torch.ones(3, live.width)
     rows[1] = bad
-    monkeypatch.setattr(live.encoder, "forward", lambda _: rows)
+    monkeypatch.setattr(live.swift, "forward", lambda _: rows)
     with pytest.raises(Refusal, match=IDS[6]):
         live(batch(4, 6, 5))
 
@@ -151,6 +151,34 @@ def test_stored_rows_are_found_by_id(tmp_path: Path, order: tuple[int, ...]) -> 
     everything = teacher.embeddings(images)
     assert everything.ids == images.ids
     np.testing.assert_allclose(everything.rows, given.rows[list(order)], atol=1e-6)
+
+
+def test_rows_looked_up_ahead_go_with_their_images(tmp_path: Path) -> None:
+    """With a batch in parts, each part would be taught the rows of the first."""
+    table, given = stored(tmp_path / "table")
+    teacher = StoredTeacher(table, Photos(), device=CPU)
+    ready = teacher.prepare(batch(6, 0, 3, 5, 2)).to(CPU)
+    assert ready.target is not None
+    assert ready.host_index.tolist() == [6, 0, 3, 5, 2]
+    parts = [part for part, _ in ready.parts(2)]
+    assert [part.host_index.tolist() for part in parts] == [[6, 0, 3], [5, 2]]
+    teacher._index[:] = -1  # it is not asked again
+    rows = torch.cat([teacher(part) for part in parts])
+    torch.testing.assert_close(rows, torch.from_numpy(given.rows[[6, 0, 3, 5, 2]]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 0.0])
+def test_a_live_teacher_that_is_checked_later_is_checked(live: LiveTeacher, bad: float) -> None:
+    """On a GPU a ruined teacher would be found by nobody."""
+    live.check = "later"
+    rows = torch.ones(3, live.width)
+    rows[1] = bad
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live.swift, "forward", lambda _: rows)
+        live(batch(4, 6, 5))
+    live(batch(4, 6, 5))
+    with pytest.raises(Refusal, match=IDS[6]):
+        live.settle(wait=True)
 
 
 def test_missing_ids_are_refused_by_name_and_number(tmp_path: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,23 +18,18 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from compress_ssl import training
+from compress_ssl import time_budget, training
+from compress_ssl.hardware import HardwareConfig, launch
 from compress_ssl.loader import Batch, Skipped
 from compress_ssl.optim import ScheduleConfig
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
-from compress_ssl.training import (
-    HardwareConfig,
-    Interrupted,
-    Training,
-    TrainingConfig,
-    launch,
-    parse_duration,
-    refuse_unsafe,
-)
+from compress_ssl.time_budget import parse_duration
+from compress_ssl.training import Interrupted, Training, TrainingConfig
 
 HARDWARE = HardwareConfig(accelerator="cpu", precision="32", workers=0)
 NEVER = 1e9  # minutes
+TIMES = {"images_per_second": 0, "step_seconds": 0, "share_data": 0}  # of a line, and no part of what it claims
 
 
 class Clock:
@@ -174,7 +170,7 @@ def test_a_budget_that_is_spent_already_ends_at_once(tmp_path: Path, clock: Cloc
     """A negative number of steps would run for ever or crash after the measuring."""
     frame = Frame(tmp_path, clock, replace(config, time_budget="2s"), seconds=0.5)
     frame.go()
-    assert frame.training.step == 3 + training.CALIBRATION_STEPS + 1
+    assert frame.training.step == 3 + time_budget.CALIBRATION_STEPS + 1
 
 
 def test_a_resumed_run_keeps_the_fitted_schedule(tmp_path: Path, clock: Clock, config: TrainingConfig) -> None:
@@ -193,7 +189,7 @@ def test_a_resumed_run_keeps_the_fitted_schedule(tmp_path: Path, clock: Clock, c
         killed.go(kill)
     resumed = Frame(tmp_path / "killed", clock, config, seconds=3.0)
     resumed.training.resume(tmp_path / "killed")
-    assert resumed.training.step == 3 + training.CALIBRATION_STEPS
+    assert resumed.training.step == 3 + time_budget.CALIBRATION_STEPS
     resumed.go()
     assert resumed.training.total_steps == whole.training.total_steps
     losses = [[(line["step"], line["loss"]) for line in frame.lines("train")] for frame in (whole, resumed)]
@@ -236,9 +232,9 @@ def test_a_kill_costs_no_more_than_the_minutes_between_saves(
     saved: list[int] = []
     write = Training._write
 
-    def watch(self: Training) -> None:
+    def watch(self: Training, states: Any) -> None:
         saved.append(self.step)
-        write(self)
+        write(self, states)
 
     monkeypatch.setattr(Training, "_write", watch)
     Frame(tmp_path, clock, replace(config, save_every_minutes=7 / 60), seconds=1.0, scoring=0.0).go()
@@ -255,9 +251,9 @@ def test_a_run_resumed_at_any_step_logs_the_same_lines(
     whole.go()
     write = Training._write
 
-    def once(self: Training) -> None:
+    def once(self: Training, states: Any) -> None:
         if self.step <= saved_at:
-            write(self)
+            write(self, states)
 
     def kill(frame: Frame, loss: torch.Tensor) -> torch.Tensor:
         if frame.training.step == min(saved_at + 4, 19):
@@ -273,9 +269,30 @@ def test_a_run_resumed_at_any_step_logs_the_same_lines(
     assert resumed.training.step == min(saved_at, 19)
     resumed.go()
     for kind in ("train", "validation"):
-        ours, theirs = ([{**line, "images_per_second": 0} for line in run.lines(kind)] for run in (whole, resumed))
+        ours, theirs = ([{**line, **TIMES} for line in run.lines(kind)] for run in (whole, resumed))
         assert ours == theirs
     assert torch.equal(whole.model.weight, resumed.model.weight)
+
+
+def test_a_line_says_what_the_steps_waited_for(tmp_path: Path, config: TrainingConfig) -> None:
+    """Someone would buy a faster disk for a step that waits for its teacher."""
+    frame = Frame(tmp_path, Clock(), config)
+
+    def wait(frame: Frame, loss: torch.Tensor) -> torch.Tensor:
+        frame.training.waits.lap("student")
+        time.sleep(0.004)
+        frame.training.waits.lap("teacher")
+        return loss
+
+    told = io.StringIO()
+    frame.training.console = Console(file=told, width=200)
+    frame.go(wait)
+    for line in frame.lines("train"):
+        shares = {name: value for name, value in line.items() if name.startswith("share_")}
+        assert shares.keys() == {"share_data", "share_teacher", "share_student"}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+        assert line["step_seconds"] * line["share_teacher"] > 0.003
+    assert re.search(r"epoch 4.00/4 · loss \S+ · \d+ images/s · waits: .*teacher \d+ %.* · 0:00 left", told.getvalue())
 
 
 def test_what_a_step_draws_depends_on_its_number_alone(tmp_path: Path, clock: Clock, config: TrainingConfig) -> None:
@@ -414,84 +431,3 @@ def test_an_unusable_image_is_listed_or_under_strict_an_error(
     strict.training.loader, strict.training.strict = frame.training.loader, True
     with pytest.raises(Refusal, match=r"--strict .*a\.png: broken"):
         strict.go()
-
-
-# ---- where it runs ----
-
-
-def test_hardware_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A traceback of the driver does not say which option asked for it."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(Refusal, match="--accelerator cuda"):
-        launch(replace(HARDWARE, accelerator="cuda"), 0)
-    with pytest.raises(Refusal, match="--devices"):
-        launch(replace(HARDWARE, devices=0), 0)
-
-
-def test_torchrun_decides_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With --devices left at 1, each process of torchrun would train alone and write the same folder."""
-    for name, value in {"LOCAL_WORLD_SIZE": 4, "WORLD_SIZE": 8, "RANK": 5, "LOCAL_RANK": 1, "GROUP_RANK": 1}.items():
-        monkeypatch.setenv(name, str(value))
-    assert training._processes(HARDWARE) == (1, 1), "these names alone are not torchrun's"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert training._processes(HARDWARE) == (4, 2)
-
-
-@pytest.mark.parametrize("several", [1, 2])
-def test_what_goes_wrong_in_the_first_process_is_raised_there(several: int) -> None:
-    """The others would wait a day in a collective, or tell the same error once more each."""
-
-    class Fabric:
-        world_size, device = several, torch.device("cpu")
-
-        def __init__(self, *, first: bool):
-            self.is_global_zero = first
-
-        def all_reduce(self, value: torch.Tensor, *, reduce_op: str) -> torch.Tensor:
-            assert reduce_op == "max"
-            return value if self.is_global_zero else torch.tensor(1.0)
-
-    def fail() -> None:
-        raise Refusal("expected room")
-
-    with pytest.raises(Refusal, match="expected room"):
-        training.on_first(Fabric(first=True), fail)  # type: ignore[arg-type]
-    assert training.on_first(Fabric(first=True), lambda: 7) == 7  # type: ignore[arg-type]
-    if several > 1:
-        with pytest.raises(SystemExit) as caught:
-            training.on_first(Fabric(first=False), lambda: pytest.fail("not this one's work"))  # type: ignore[arg-type]
-        assert caught.value.code == 0
-
-
-def test_a_process_left_behind_is_ended() -> None:
-    """After an error in the first process the others would keep their accelerators until someone looks."""
-    told = SimpleNamespace(killed=False)
-
-    class Hanging:
-        def wait(self, timeout: float) -> None:
-            raise training.subprocess.TimeoutExpired("rank 1", timeout)
-
-        def kill(self) -> None:
-            told.killed = True
-
-    training._see_off(Hanging())  # type: ignore[arg-type]
-    assert told.killed
-
-
-def test_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Emulated bf16 on an old processor is ten times slower than float32."""
-    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
-    assert not training.has_fast_bf16(torch.device("cpu"))
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
-    assert training.has_fast_bf16(torch.device("cpu"))
-    assert not training.has_fast_bf16(torch.device("mps"))
-
-
-def test_convolutions_that_are_not_safe_on_a_cpu_are_refused() -> None:
-    """Wrong gradients and damaged memory would come without a word from oneDNN."""
-    narrow, wide = (torch.nn.Sequential(torch.nn.Conv2d(width, 16, 1, stride=2)) for width in (7, 8))
-    refuse_unsafe(wide, torch.device("cpu"))
-    refuse_unsafe(narrow, torch.device("cuda"))
-    with pytest.raises(Refusal, match="got 7 in 0"):
-        refuse_unsafe(narrow, torch.device("cpu"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compress_ssl.backbones.resnet_small import build
 from compress_ssl.refusal import Refusal
-from compress_ssl.weights import backbone_part, fit_weights, pack_weights, read_weights
+from compress_ssl.weights import backbone_part, fit_weights, pack_weights, read_weights, weights_digest
 
 
 def backbone(seed: int) -> nn.Module:
@@ -222,3 +222,16 @@ def test_what_holds_no_state_dict_is_refused_and_named(tmp_path: Path) -> None:
         assert part in str(refusal.value)
     with pytest.raises(Refusal, match="which is not a file"):
         read_weights(tmp_path)
+
+
+def test_the_digest_of_weights_sees_values_names_and_types():
+    """Two encoders with one digest would share a table."""
+
+    def digest(**changes) -> str:
+        module = nn.Linear(3, 5)
+        with torch.no_grad():
+            module.weight.copy_(torch.arange(15.0).view(5, 3)), module.bias.fill_(changes.get("bias", 0.25))
+        return weights_digest(module.to(changes.get("dtype", torch.float32)))
+
+    assert digest() == digest()
+    assert len({digest(), digest(bias=0.5), digest(dtype=torch.bfloat16)}) == 3

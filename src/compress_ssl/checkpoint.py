@@ -6,6 +6,7 @@ Nothing executable is stored or read: tensors, numbers, strings and lists (`weig
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,9 +26,12 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
-def save(path: Path, parts: dict[str, Stateful], standing: dict[str, Any]) -> None:
-    """Write every part's state, the generators and where the run stands, atomically."""
-    state = {name: part.state_dict() for name, part in parts.items()}
+def save(path: Path, parts: Mapping[str, Stateful | dict[str, Any]], standing: dict[str, Any]) -> None:
+    """Write the state of every part (a dict is one that was taken already), the generators and where the run stands.
+
+    Atomic: what was there before stays until the new file is whole.
+    """
+    state = {name: part if isinstance(part, dict) else part.state_dict() for name, part in parts.items()}
     whole = {"format": FORMAT, "parts": state, "standing": standing, "generators": _generators()}
     with replacing(path) as temporary:
         try:

@@ -8,6 +8,7 @@ Differs from torchvision: the order of the four colour operations is drawn once 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -68,10 +69,11 @@ def draw(count: int, config: Config, generator: torch.Generator) -> Change:
 def apply(images: Tensor, change: Change) -> Tensor:
     """(B, 3, H, W) uint8 -> the same shape, dtype and device, each image changed by its own numbers."""
     pixels = images.float() / 255
-    factor = {
-        name: getattr(change, name).to(images.device)[:, None, None, None]
-        for name in ("brightness", "contrast", "saturation", "hue", "grey")
-    }
+    names = ("brightness", "contrast", "saturation", "hue", "grey", "sigma")
+    numbers = torch.stack([getattr(change, name).float() for name in names])  # one copy to the device, not six
+    if images.device.type == "cuda":
+        numbers = numbers.pin_memory()  # else the host would wait for it
+    factor = dict(zip(names, numbers.to(images.device, non_blocking=True)[..., None, None, None], strict=True))
     for operation in change.order:
         if operation == 0:
             pixels = (pixels * factor["brightness"]).clamp(0, 1)
@@ -82,15 +84,20 @@ def apply(images: Tensor, change: Change) -> Tensor:
             pixels = torch.lerp(_grey(pixels), pixels, factor["saturation"]).clamp(0, 1)
         elif bool((change.hue != 0).any()):
             pixels = _turn_hue(pixels, factor["hue"])
-    pixels = torch.where(factor["grey"], _grey(pixels), pixels)
+    pixels = torch.where(factor["grey"] > 0, _grey(pixels), pixels)
     if bool((change.sigma > 0).any()):
-        pixels = _blur(pixels, change.sigma.to(images.device))
+        pixels = _blur(pixels, factor["sigma"].flatten())
     return (pixels * 255).round().to(torch.uint8)
+
+
+@functools.cache  # a constant is copied to a device once: every copy from ordinary memory makes the host wait
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def _grey(pixels: Tensor) -> Tensor:
     """ITU-R 601 luma, as torchvision's rgb_to_grayscale."""
-    weights = pixels.new_tensor((0.2989, 0.587, 0.114)).view(1, 3, 1, 1)
+    weights = _channels((0.2989, 0.587, 0.114), pixels.device)
     return (pixels * weights).sum(dim=1, keepdim=True)
 
 
@@ -105,7 +112,7 @@ def _turn_hue(pixels: Tensor, turn: Tensor) -> Tensor:
         (green - blue) / safe,
         torch.where(largest == 1, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
-    start = pixels.new_tensor((5.0, 3.0, 1.0)).view(1, 3, 1, 1)
+    start = _channels((5.0, 3.0, 1.0), pixels.device)
     k = torch.remainder(start + sextant + 6 * turn, 6)
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 

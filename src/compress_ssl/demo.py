@@ -13,9 +13,10 @@ from rich.console import Console
 
 from compress_ssl import distill, evaluate, objectives, pretrain, pretraining, report
 from compress_ssl.colour import Config as Colour
+from compress_ssl.hardware import HardwareConfig
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
 from compress_ssl.refusal import Refusal
-from compress_ssl.training import HardwareConfig, TrainingConfig
+from compress_ssl.training import TrainingConfig
 from compress_ssl.transforms import TrainView
 
 TEACHER = "compress/resnet10_small_w24"

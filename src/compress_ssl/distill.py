@@ -6,40 +6,37 @@ Beyond the paper: held-out images, needing no labels, choose the best student; a
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
-from compress_ssl import datasets, evaluations, objectives, optim
+from compress_ssl import compilation, datasets, evaluations, objectives, optim
+from compress_ssl.calibration import calibrate
 from compress_ssl.datasets import ImageSet, Splits
-from compress_ssl.embed import EvaluationView, embed
+from compress_ssl.device import refuse_unsafe
+from compress_ssl.embed import embed
 from compress_ssl.encoder import Encoder, open_encoder
 from compress_ssl.evaluate import Protocols, describe, result_table, score, write_results
 from compress_ssl.evaluations import Embedded, nearest_neighbour, neighbour_overlap
-from compress_ssl.loader import Skipped, TrainLoader
+from compress_ssl.hardware import HardwareConfig, launch
+from compress_ssl.loader import Batch, Skipped, TrainLoader, refuse_skipped
 from compress_ssl.momentum import Momentum
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
+from compress_ssl.processes import everywhere, on_first
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
 from compress_ssl.settings import Flat
 from compress_ssl.student import Student, save_student
 from compress_ssl.teacher import LiveTeacher, Teacher, open_teacher
-from compress_ssl.training import (
-    HardwareConfig,
-    Training,
-    TrainingConfig,
-    launch,
-    on_first,
-    refuse_skipped,
-    refuse_unsafe,
-)
-from compress_ssl.transforms import TrainView, cut, draw_crop
+from compress_ssl.training import Training, TrainingConfig
+from compress_ssl.transforms import EvaluationView, RandomView, TrainView
+from compress_ssl.waits import Waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +62,6 @@ class Config:
     resume: bool = False  # continue the run in --out
 
 
-class OneCrop:
-    """(H, W, 3) uint8 -> (3, size, size) uint8: one random view, seen by teacher and student alike; picklable."""
-
-    def __init__(self, view: TrainView, size: int):
-        self.view, self.size = view, size
-
-    def __call__(self, picture: np.ndarray, random: np.random.Generator) -> Tensor:
-        height, width = picture.shape[:2]
-        return cut(picture, draw_crop(height, width, self.view, random), self.size)
-
-
 def run(config: Config) -> Path:
     """Train, score and return the run folder."""
     console = Console(stderr=True)
@@ -84,7 +70,13 @@ def run(config: Config) -> Path:
     run = on_first(fabric, lambda: RunFolder.open(config.out, config, resume=config.resume))
 
     teacher = open_teacher(
-        config.teacher, images, size=config.teacher_size, device=fabric.device, workers=config.hardware.workers
+        config.teacher,
+        images,
+        size=config.teacher_size,
+        device=fabric.device,
+        workers=config.hardware.workers,
+        # one process on a CPU can tell at once which image is wrong; an accelerator, or other processes, must not wait
+        check="now" if fabric.device.type == "cpu" and fabric.world_size == 1 else "later",
     )
     size = config.student_size or teacher.preprocessing.size
     encoder = open_encoder(config.student, weights="random", size=size).train()
@@ -95,17 +87,25 @@ def run(config: Config) -> Path:
         images=len(images),
         device=fabric.device,
         seed=config.training.seed,
+        group=torch.distributed.group.WORLD if fabric.world_size > 1 else None,
     )
+    judge = on_first(fabric, lambda: judged_by(teacher, watched))
+    if objective.temperature == "auto":
+        objective.temperature = calibrated(fabric, config.objective.perplexity, judge, objective.bank.size, console)
+    if objective.stored_anchors:
+        for index, target in teacher.stored():
+            objective.fill(target.to(fabric.device), index.to(fabric.device))
     student = (
         Student(encoder, objective.projector_width).train().to(fabric.device).to(memory_format=torch.channels_last)
     )
     refuse_unsafe(student, fabric.device)
     momentum = Momentum(student, objective.momentum)
     optimizer = optim.optimizer(student.parameters(), config.optimizer)
-    wrapped, optimizer = fabric.setup(student, optimizer)
+    step = Step(fabric, teacher, student, momentum, objective, optimizer, accumulate=config.training.accumulate)
+    side = max(size, teacher.preprocessing.size)
     loader = TrainLoader(
         images,
-        OneCrop(config.view, max(size, teacher.preprocessing.size)),
+        RandomView(config.view, side),
         batch_size=config.training.batch_size,
         seed=config.training.seed,
         workers=config.hardware.workers,
@@ -116,7 +116,8 @@ def run(config: Config) -> Path:
 
     def make_scorer() -> Scorer:
         assert run is not None
-        return Scorer(config, student, teacher, watched, run, console)
+        assert judge is not None
+        return Scorer(config, student, teacher, judge, watched, run, console)
 
     scorer = on_first(fabric, make_scorer)
     training = Training(
@@ -125,66 +126,134 @@ def run(config: Config) -> Path:
         fabric=fabric,
         folder=run,
         loader=loader,
-        optimizer=optimizer,
-        parts={"student": student, "momentum": momentum, "objective": objective, "optimizer": optimizer},
+        optimizer=step.optimizer,
+        parts={"student": student, "momentum": momentum, "objective": objective, "optimizer": step.optimizer},
         validate=lambda training: scorer(training) if scorer is not None else {},
         strict=config.strict,
         console=console,
         inputs={"data": images.fingerprint(), "teacher": teacher.fingerprint()},
+        prepare=teacher.prepare,
+        settle=teacher.settle,
     )
     if config.resume:
         training.resume(config.out)
+    count = config.training.batch_size // fabric.world_size // config.training.accumulate
+    rehearse = functools.partial(step.rehearse, (count, 3, side, side))
+    compilation.decide(config.hardware.compile, training, step.modules(), rehearse, console=console)
 
     for batch in training:  # images (B, 3, H, W) uint8, index (B,)
-        keys, targets, losses = [], [], []
-        optimizer.zero_grad()
-        for part, last in batch.parts(config.training.accumulate):
-            with fabric.autocast():
-                target = teacher(part)  # (b, D_t)  frozen; a live encoder or stored embeddings, same call
-            with fabric.no_backward_sync(wrapped, enabled=not last):
-                query = wrapped(part.images)  # (b, D_s)  the only tensor with a gradient
-                loss = objective(query, target, part.index) * (len(part.index) / len(batch.index))
-                fabric.backward(loss)  # reads the bank, changes nothing
-            with fabric.autocast():
-                key = momentum(part.images, query)  # (b, D_s)  slow copy of the student, or the query without gradient
-            keys.append(key)
-            targets.append(target)
-            losses.append(loss.detach())
-        optimizer.step()
-        key, target, index = everywhere(fabric, torch.cat(keys), torch.cat(targets), batch.index)
-        objective.update(key, target, index)  # after backward, so no step copies the bank
-        momentum.follow(student)  # slow <- m * slow + (1 - m) * student
-        training.note(torch.stack(losses).sum())
+        training.note(step(batch, training.waits))
     if scorer is not None:
         scorer.finish()
     return config.out
 
 
-def everywhere(fabric: Fabric, *rows: Tensor) -> tuple[Tensor, ...]:
-    """Rows of all processes, in the order in which one process would have had them: every rank's bank is the same."""
-    if fabric.world_size == 1:
-        return rows
-    whole = []
-    for part in rows:
-        parts = [torch.empty_like(part) for _ in range(fabric.world_size)]
-        torch.distributed.all_gather(parts, part.contiguous())
-        whole.append(torch.cat(parts))
-    return tuple(whole)
+class Step:
+    """One step of the loop: a batch -> its loss, everything moved on by it. Nothing in it waits for the device.
+
+    Args:
+        student: on its device; wrapped here for several processes and the configured precision.
+        optimizer: over the student's parameters.
+        accumulate: parts that a batch is computed in.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        teacher: Teacher,
+        student: Student,
+        momentum: Momentum,
+        objective: Any,
+        optimizer: torch.optim.Optimizer,
+        *,
+        accumulate: int = 1,
+    ):
+        self.fabric, self.teacher, self.student, self.momentum = fabric, teacher, student, momentum
+        self.objective, self.accumulate = objective, accumulate
+        self.wrapped, self.optimizer = fabric.setup(student, optimizer)
+
+    def __call__(self, batch: Batch, waits: Waits) -> Tensor:
+        """Mean loss of the batch (scalar, on the device)."""
+        keys, targets, losses = [], [], []
+        self.optimizer.zero_grad()
+        for part, last in batch.parts(self.accumulate):
+            with self.fabric.autocast():
+                target = self.teacher(part)  # (b, D_t)  frozen; a live encoder or stored embeddings, same call
+            waits.lap("teacher")
+            with self.fabric.no_backward_sync(self.wrapped, enabled=not last):
+                query = self.wrapped(part.images)  # (b, D_s)  the only tensor with a gradient
+                waits.lap("student")
+                loss = self.objective(query, target, part.index) * (len(part.index) / len(batch.index))
+                waits.lap("objective")
+                self.fabric.backward(loss)  # reads the bank, changes nothing
+            waits.lap("student")
+            with self.fabric.autocast():
+                key = self.momentum(part.images, query)  # (b, D_s)  slow copy's, or the query without gradient
+            waits.lap("momentum")
+            keys.append(key)
+            targets.append(target)
+            losses.append(loss.detach())
+        self.optimizer.step()
+        waits.lap("optimizer")
+        key, target, index = everywhere(self.fabric, torch.cat(keys), torch.cat(targets), batch.index)
+        self.objective.update(key, target, index)  # after backward, so no step copies the bank
+        waits.lap("objective")
+        self.momentum.follow(self.student)  # slow <- m * slow + (1 - m) * student
+        waits.lap("momentum")
+        return torch.stack(losses).sum()
+
+    def modules(self) -> list[nn.Module]:
+        """What computes embeddings in a step: what torch.compile may make quicker."""
+        slow = [] if self.momentum.slow is None else [self.momentum.slow]
+        return [self.student, *slow, *self.teacher.modules()]
+
+    def rehearse(self, shape: tuple[int, ...]) -> None:
+        """The embeddings and the gradient of a step; nothing is updated but gradients and running statistics."""
+        images = compilation.noise(*shape, device=self.fabric.device).contiguous(memory_format=torch.channels_last)
+        with self.fabric.autocast():
+            query = self.student(images)
+        query.square().mean().backward()
+        with self.fabric.autocast(), torch.no_grad():
+            for module in self.modules()[1:]:
+                module(images)
+
+
+def judged_by(teacher: Teacher, watched: Splits) -> Embedded:
+    """The teacher's rows of gallery and held-out images: what students are scored against, and its neighbourhoods."""
+    assert watched.test is not None
+    return Embedded(train=teacher.embeddings(watched.train), test=teacher.embeddings(watched.test))
+
+
+def calibrated(fabric: Fabric, share: float, judge: Embedded | None, anchors: int, console: Console) -> float:
+    """The temperature that gives the teacher's held-out rows that share of the anchors as neighbours."""
+    temperature = torch.zeros((), dtype=torch.float64)
+    if judge is not None:
+        rows, gallery = torch.from_numpy(judge.test.rows), torch.from_numpy(judge.train.rows)
+        found = calibrate(rows, gallery, share=share)
+        temperature.fill_(found.temperature)
+        told = f"perplexity {found.share * anchors:.0f} among {anchors} anchors ({found.share:.1%})"
+        console.print(f"temperature {found.temperature:g}: {told}", highlight=False)
+    return float(fabric.broadcast(temperature))
 
 
 class Scorer:
     """Scores the student on held-out images, without labels, and keeps the best one in the run folder."""
 
     def __init__(
-        self, config: Config, student: Student, teacher: Teacher, splits: Splits, folder: RunFolder, console: Console
+        self,
+        config: Config,
+        student: Student,
+        teacher: Teacher,
+        judge: Embedded,
+        splits: Splits,
+        folder: RunFolder,
+        console: Console,
     ):
         self.config, self.student, self.folder, self.console, self.splits = config, student, folder, console, splits
         self.device = next(student.parameters()).device
         assert splits.test is not None
         self.watched = (splits.train, splits.test)
-        gallery, queries = (teacher.embeddings(images) for images in self.watched)
-        itself = Embedded(train=gallery, test=queries)
-        self.teacher = replace(itself, teacher=itself)
+        self.teacher = replace(judge, teacher=judge)
         self.teacher_model = teacher
 
     def __call__(self, training: Training) -> dict[str, float]:

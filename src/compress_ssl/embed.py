@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +16,16 @@ from torch import Tensor, nn
 from compress_ssl import __version__, datasets
 from compress_ssl.backbones import model_folder
 from compress_ssl.datasets import ImageSet
+from compress_ssl.device import open_device
 from compress_ssl.embeddings import Embeddings, Table, TableWriter, read_manifest
 from compress_ssl.encoder import open_encoder
-from compress_ssl.loader import Skipped, View, evaluation_batches
+from compress_ssl.loader import Skipped, View, evaluation_batches, refuse_skipped
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import plain
 from compress_ssl.student import load_projector
-from compress_ssl.transforms import Preprocessing, evaluation_view
+from compress_ssl.transforms import EvaluationView
+from compress_ssl.unit_rows import unit_rows
+from compress_ssl.weights import weights_digest
 
 Skip = Callable[[Skipped], Any]
 
@@ -97,7 +99,7 @@ def run(config: Config) -> Path:
                 device=device,
                 batch_size=config.batch_size,
                 workers=config.workers,
-                on_skip=_refuse if config.strict else skipped.append,
+                on_skip=refuse_skipped if config.strict else skipped.append,
                 console=console,
                 told=f"{name}, shard {shard + 1} of {shards[name]}",
                 empty_width=width,
@@ -112,47 +114,6 @@ def run(config: Config) -> Path:
                 f"expected at least one usable image in {images.name}, got none: mend them, or use --unusual convert"
             )
     return config.out
-
-
-def _refuse(skipped: Skipped) -> None:
-    raise Refusal(f"--strict expected every image to be usable, got {skipped.id}: {skipped.kind} ({skipped.detail}): "
-                  "mend or remove it, or leave out --strict")  # fmt: skip
-
-
-def open_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one.
-
-    Raises: Refusal if torch has no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as trouble:
-        reason = str(trouble).splitlines()[0]
-        raise Refusal(
-            f"--device expected cpu, cuda or mps as available here, got {name!r} ({reason}): use cpu"
-        ) from None
-
-
-def weights_digest(module: nn.Module) -> str:
-    """sha256 over names, types, shapes and bytes of every parameter and buffer."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-class EvaluationView:
-    """(H, W, 3) uint8 -> (3, size, size) uint8, the same every time; picklable."""
-
-    def __init__(self, preprocessing: Preprocessing):
-        self.preprocessing = preprocessing
-
-    def __call__(self, picture: np.ndarray, _: np.random.Generator) -> Tensor:
-        return evaluation_view(picture, self.preprocessing)
 
 
 @torch.no_grad()
@@ -205,26 +166,3 @@ def embed(
     return Embeddings(
         rows=torch.cat(rows).numpy(), labels=images.labels[index], ids=tuple(images.ids[place] for place in index)
     )
-
-
-def unit_rows(rows: Tensor, index: Tensor, ids: Sequence[str]) -> Tensor:
-    """(B, D) -> (B, D) float32 rows of length one.
-
-    Raises: Refusal naming the first image whose row is zero, infinite or NaN, or if the output is no matrix of B rows.
-    """
-    if rows.ndim != 2 or len(rows) != len(index):
-        raise Refusal(
-            f"expected one embedding per image, of shape ({len(index)}, D), got shape {tuple(rows.shape)}: "
-            "the encoder must return one vector an image"
-        )
-    rows = rows.float()
-    lengths = rows.norm(dim=1, keepdim=True)
-    bad = ~(torch.isfinite(lengths) & (lengths > 1e-12)).squeeze(1)
-    if bad.any():
-        first = int(bad.nonzero()[0])
-        what = "a zero vector" if float(lengths[first]) <= 1e-12 else "NaN or infinity"
-        raise Refusal(
-            f"expected a finite embedding that is not zero, got {what} for image {ids[int(index[first])]} "
-            f"({int(bad.sum())} of {len(rows)} in its batch): check the encoder's weights and its precision"
-        )
-    return rows / lengths

@@ -16,20 +16,20 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table as RichTable
-from torch import Tensor
 
 from compress_ssl import datasets, evaluations, pictures
 from compress_ssl.backbones import model_folder
 from compress_ssl.datasets import ImageSet, Splits
-from compress_ssl.embed import EvaluationView, embed, open_device
+from compress_ssl.device import open_device
+from compress_ssl.embed import embed
 from compress_ssl.embeddings import Embeddings, Table, is_table
 from compress_ssl.encoder import Encoder, multiply_adds, open_encoder, parameter_count
 from compress_ssl.evaluations import Embedded
-from compress_ssl.loader import Skipped
+from compress_ssl.loader import Skipped, refuse_skipped
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder, environment
 from compress_ssl.student import load_projector
-from compress_ssl.transforms import TrainView, cut, draw_crop
+from compress_ssl.transforms import EvaluationView, RandomView, TrainView
 
 # one field per file of evaluations/, holding its Config: a new file brings its own flags
 Protocols: Any = make_dataclass(
@@ -63,17 +63,6 @@ class Config:
     strict: bool = False  # an unusable image is an error
 
 
-class ProbeView:
-    """A random crop and flip, as in training, for the paper's linear probe; picklable."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __call__(self, picture: np.ndarray, random: np.random.Generator) -> Tensor:
-        height, width, _ = picture.shape
-        return cut(picture, draw_crop(height, width, TrainView(), random), self.size)
-
-
 def run(config: Config) -> Path:
     """Evaluate, write results.json and pictures.json, print the table; returns the folder."""
     console = Console(stderr=True)
@@ -97,8 +86,7 @@ def run(config: Config) -> Path:
 
     def on_skip(skipped: Skipped) -> None:
         if config.strict:
-            raise Refusal(f"--strict expected every image to be usable, got {skipped.id}: {skipped.kind} "
-                          f"({skipped.detail}): mend or remove it, or leave out --strict")  # fmt: skip
+            refuse_skipped(skipped)
         folder.skip(*skipped)
 
     def embed_split(encode: Callable, images: ImageSet, view: Any, told: str, epoch: int = 0) -> Embeddings:
@@ -294,7 +282,7 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
 
 
 def _augmented(encoder: Encoder, images: ImageSet, embed_split: Callable) -> Callable[[int], Embeddings]:
-    view = ProbeView(encoder.preprocessing.size)
+    view = RandomView(TrainView(), encoder.preprocessing.size)  # as in training: the paper's probe
     return lambda epoch: embed_split(encoder, images, view, f"linear probe, epoch {epoch + 1}", epoch)
 
 

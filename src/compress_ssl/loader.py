@@ -9,19 +9,20 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from compress_ssl.datasets import ImageSet
-from compress_ssl.picture import UnusableImage
+from compress_ssl.datasets import ImageSet, open_image
+from compress_ssl.picture import Picture, UnusableImage
 from compress_ssl.refusal import Refusal
 
-View = Callable[[np.ndarray, np.random.Generator], Tensor]
+# A `Picture` has `shape`, and np.asarray gives its pixels; `transforms.cut` decodes no more of it than the crop.
+View = Callable[["np.ndarray | Picture", np.random.Generator], Tensor]
 
 
 class Skipped(NamedTuple):
@@ -32,6 +33,14 @@ class Skipped(NamedTuple):
     detail: str
 
 
+def refuse_skipped(skipped: Skipped) -> NoReturn:
+    """What --strict says to an image that cannot be used."""
+    raise Refusal(
+        f"--strict expected every image to be usable, got {skipped.id}: {skipped.kind} ({skipped.detail}): "
+        "mend or remove it, or leave out --strict"
+    )
+
+
 @dataclass
 class Batch:
     """Images of one step.
@@ -39,18 +48,28 @@ class Batch:
     images: (B, 3, H, W) uint8, or (B, V, 3, H, W) where a view makes V pictures of one.
     index: (B,) int64, positions in the image set.
     skipped: unusable images met on the way; in training their places are taken by the next usable ones.
+    target: (B, D_t) unit rows, where a stored teacher has already looked them up.
+    host_index: (B,) the index on the host, wherever the rest is: reading it there stops no device.
     """
 
     images: Tensor
     index: Tensor
     skipped: list[Skipped]
     failure: str | None = None
+    target: Tensor | None = None
+    host_index: Tensor = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.host_index is None:
+            self.host_index = self.index.cpu()
 
     def parts(self, count: int) -> Iterator[tuple[Batch, bool]]:
         """The batch in `count` nearly equal parts, in order, and whether each is the last."""
-        images, index = self.images.tensor_split(count), self.index.tensor_split(count)
-        for number, (some, which) in enumerate(zip(images, index, strict=True)):
-            yield Batch(some, which, []), number + 1 == len(images)
+        whole = (self.images, self.index, self.host_index)
+        pieces = list(zip(*(tensor.tensor_split(count) for tensor in whole), strict=True))
+        targets = [None] * count if self.target is None else self.target.tensor_split(count)
+        for number, ((images, index, host_index), target) in enumerate(zip(pieces, targets, strict=True)):
+            yield Batch(images, index, [], target=target, host_index=host_index), number + 1 == count
 
     def pin_memory(self) -> Batch:
         self.images, self.index = self.images.pin_memory(), self.index.pin_memory()
@@ -61,7 +80,9 @@ class Batch:
         images = self.images.to(device, non_blocking=True)
         if images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(images, self.index.to(device, non_blocking=True), self.skipped, self.failure)
+        index = self.index.to(device, non_blocking=True)
+        target = None if self.target is None else self.target.to(device, non_blocking=True)
+        return Batch(images, index, self.skipped, self.failure, target, self.host_index)
 
 
 class _Items(Dataset):
@@ -77,14 +98,13 @@ class _Items(Dataset):
         for offset in range(tries):
             here = (position + offset) % len(self.images)
             try:
-                picture = self.images.read(here)
+                random = np.random.default_rng((self.seed, epoch, here))
+                return self.view(open_image(self.images, here), random), here, skipped, None
             except UnusableImage as trouble:
                 skipped.append(Skipped(self.images.ids[here], trouble.kind, trouble.detail))
                 continue
             except OSError as trouble:  # carried to the parent as words: a worker's traceback says nothing to a user
                 return None, here, skipped, f"{self.images.ids[here]} could not be read ({trouble}): check the disk"
-            random = np.random.default_rng((self.seed, epoch, here))
-            return self.view(picture, random), here, skipped, None
         failure = None
         if self.substitute:
             failure = f"expected usable images in {self.images.name}, got none ({skipped[0].kind}, …)"
@@ -93,13 +113,20 @@ class _Items(Dataset):
 
 def _collate(items: list[tuple[Tensor | None, int, list[Skipped], str | None]]) -> Batch:
     views = [(view, index) for view, index, _, _ in items if view is not None]
-    images = torch.stack([view for view, _ in views]) if views else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    images = _stack([view for view, _ in views]) if views else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
     return Batch(
         images,
         torch.tensor([index for _, index in views], dtype=torch.int64),
         [skip for _, _, skipped, _ in items for skip in skipped],
         next((failure for *_, failure in items if failure), None),
     )
+
+
+def _stack(views: list[Tensor]) -> Tensor:
+    """Views as they lie in memory, so that those of `transforms` make a batch in channels_last without being moved."""
+    if all(view.ndim == 3 and view.permute(1, 2, 0).is_contiguous() for view in views):
+        return torch.stack([view.permute(1, 2, 0) for view in views]).permute(0, 3, 1, 2)
+    return torch.stack(views)
 
 
 def default_workers() -> int:
@@ -185,7 +212,7 @@ class TrainLoader:
             pin_memory=self.pin_memory,
             prefetch_factor=4 if self.workers else None,
             generator=torch.Generator(),  # else each new iterator draws from the generator that weights and dropout use
-            worker_init_fn=_quiet_worker if self.workers else None,
+            worker_init_fn=quiet_worker if self.workers else None,
         )
         for batch in loader:
             if batch.failure:
@@ -222,7 +249,7 @@ def evaluation_batches(
         collate_fn=_collate,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # as above
-        worker_init_fn=_quiet_worker if workers else None,
+        worker_init_fn=quiet_worker if workers else None,
     )
     for batch in loader:
         if batch.failure:
@@ -230,7 +257,7 @@ def evaluation_batches(
         yield batch
 
 
-def _quiet_worker(_: int) -> None:
+def quiet_worker(_: int) -> None:
     """Workers leave Ctrl-C and SIGTERM of the whole process group to the parent, which saves first; one thread each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -18,6 +18,9 @@ A picture with several of the last five is named after the first of them in this
 EXIF orientation is applied, so a telephone's portrait is upright for the encoder as it is for the reader. The
 second picture that many cameras append to a JPEG (MPO: preview, depth) does not make it animated.
 A 16-bit picture too dark to survive `>> 8` raises "16-bit" even under "convert": it would come out black.
+
+Plain JPEG files are decoded by libjpeg-turbo itself (`compress_ssl.jpeg`), whole or only around the crop that is
+wanted; Pillow has every other file, and the last word on every JPEG that the quick way doubts. Pixels are the same.
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ import io
 import struct
 import threading
 import warnings
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from compress_ssl import jpeg
 
 KINDS = ("empty", "broken", "truncated", "huge", "animated", "cmyk", "16-bit", "palette", "transparent")
 MAX_PIXELS = 178_956_970  # where Pillow itself speaks of a decompression bomb: 0.5 GB as RGB
@@ -54,6 +59,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Pixels that a JPEG's own reduction leaves for one of the view. Views of 200 photographs stay at 51 to 53 dB (median;
+# one in twenty below 45 to 49) of those from all pixels; with 2 it is 46 to 49, with 1 only 37 to 39.
+_ROOM = 3
 
 
 class UnusableImage(Exception):
@@ -78,6 +86,120 @@ def decode(data: bytes, *, unusual: Literal["skip", "convert"] = "skip", max_pix
     Returns: (H, W, 3) uint8 RGB, C-contiguous, writable; grey repeated over the channels.
     Raises: UnusableImage with one of KINDS.
     """
+    picture = open_picture(data, unusual=unusual, max_pixels=max_pixels)
+    return picture.whole() if isinstance(picture, Picture) else picture
+
+
+def open_picture(
+    data: bytes, *, unusual: Literal["skip", "convert"] = "skip", max_pixels: int = MAX_PIXELS
+) -> Picture | np.ndarray:
+    """Like `decode`, but a plain JPEG is decoded later, and only as far as it is asked for.
+
+    Raises: UnusableImage with one of KINDS; of a `Picture`, what its header does not tell comes when it is decoded.
+    """
+    header = jpeg.read_header(data)
+    if header is None:
+        return _by_pillow(data, unusual, max_pixels)
+    if header.height * header.width > max_pixels:
+        raise UnusableImage("huge", f"{header.width} x {header.height} pixels, more than {max_pixels}")
+    return Picture(data, header, unusual, max_pixels)
+
+
+class Box(NamedTuple):
+    """Part of a picture, in its pixels and fractions of them."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+class Picture:
+    """A JPEG whose size is known and whose pixels are not decoded yet; `np.asarray` gives them all.
+
+    shape: (H, W, 3), upright.
+    """
+
+    def __init__(self, data: bytes, header: jpeg.Header, unusual: Literal["skip", "convert"], max_pixels: int) -> None:
+        self._data, self._header, self._unusual, self._max_pixels = data, header, unusual, max_pixels
+        self._turn = _orientation_of_jpeg(data) if header.has_exif else 1
+        height, width = header.height, header.width
+        self.shape = (height, width, 3) if self._turn < 5 else (width, height, 3)
+
+    def whole(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, C-contiguous, writable; raises UnusableImage."""
+        pixels = jpeg.whole(self._data)
+        if pixels is None or pixels.shape[:2] != (self._header.height, self._header.width):
+            return _by_pillow(self._data, self._unusual, self._max_pixels)
+        return _upright(pixels, self._turn)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return self.whole().astype(dtype or np.uint8, copy=False)
+
+    def part(self, box: Box, *, enough: int) -> tuple[np.ndarray, Box]:
+        """As few pixels as serve a view of a box.
+
+        Args:
+            box: whole numbers.
+            enough: pixels of the view's shorter side. A box of many times as many, either way, comes reduced to a
+                half, a quarter or an eighth, but not below three times as many.
+        Returns: (h, w, 3) uint8, and the box in these pixels: all of them, bit by bit as in `whole`, if not reduced.
+        Raises: UnusableImage.
+        """
+        room = min(box.height, box.width) / (_ROOM * enough)
+        reduce = next((times for times in (8, 4, 2) if room >= times), 1)
+        stored = _turned(box, self._turn, self.shape[0], self.shape[1])
+        top, left, height, width = map(int, stored)
+        found = jpeg.part(self._data, self._header, (top, left, height, width), reduce=reduce)
+        if found is None and reduce > 1:
+            reduce, found = 1, jpeg.part(self._data, self._header, (top, left, height, width))
+        if found is None:
+            top, left, height, width = map(int, box)
+            pixels = _by_pillow(self._data, self._unusual, self._max_pixels)
+            return pixels[top : top + height, left : left + width], Box(0, 0, height, width)
+        pixels, first_row, first_column = found
+        if reduce == 1:
+            top, left = top - first_row, left - first_column
+            pixels = pixels[top : top + height, left : left + width]
+            return _upright(pixels, self._turn), Box(0, 0, box.height, box.width)
+        inside = Box((top - first_row) / reduce, (left - first_column) / reduce, height / reduce, width / reduce)
+        back = {6: 8, 8: 6}.get(self._turn, self._turn)
+        return _upright(pixels, self._turn), _turned(inside, back, *pixels.shape[:2])
+
+
+def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Stored pixels -> as they are to be seen, by EXIF orientation; the same array where nothing is to be done."""
+    if turn in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if turn in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if turn in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels if turn == 1 else np.ascontiguousarray(pixels)
+
+
+def _turned(box: Box, turn: int, height: int, width: int) -> Box:
+    """A box of an upright picture of this height and width -> the same box in the stored one."""
+    top, left, tall, wide = box
+    if turn in (3, 4, 7, 8):
+        top = height - top - tall
+    if turn in (2, 3, 6, 7):
+        left = width - left - wide
+    return Box(left, top, wide, tall) if turn in (5, 6, 7, 8) else Box(top, left, tall, wide)
+
+
+def _orientation_of_jpeg(data: bytes) -> int:
+    _pillow.enter(MAX_PIXELS)
+    try:
+        orientation = _orientation(Image.open(io.BytesIO(data), formats=("JPEG",)))
+        return orientation if orientation in _UPRIGHT else 1
+    except Exception:  # whatever Pillow has against this file, it says when it is asked for the pixels
+        return 1
+    finally:
+        _pillow.leave()
+
+
+def _by_pillow(data: bytes, unusual: Literal["skip", "convert"], max_pixels: int) -> np.ndarray:
     if not data:
         raise UnusableImage("empty", "the file holds no bytes")
     _pillow.enter(max_pixels)

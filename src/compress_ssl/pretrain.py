@@ -13,16 +13,20 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from compress_ssl import datasets, optim, pretraining
-from compress_ssl.embed import EvaluationView, embed
+from compress_ssl import compilation, datasets, optim, pretraining
+from compress_ssl.device import refuse_unsafe
+from compress_ssl.embed import embed
 from compress_ssl.encoder import Encoder, open_encoder, save_encoder
 from compress_ssl.evaluations import Embedded, nearest_neighbour
+from compress_ssl.hardware import HardwareConfig, launch
 from compress_ssl.loader import TrainLoader
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
+from compress_ssl.processes import on_first
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
 from compress_ssl.settings import Flat
-from compress_ssl.training import HardwareConfig, Training, TrainingConfig, launch, on_first, refuse_unsafe, step_seed
+from compress_ssl.training import Training, TrainingConfig, step_seed
+from compress_ssl.transforms import EvaluationView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +133,25 @@ def run(config: Config) -> Path:
     )
     if config.resume:
         training.resume(config.out)
+
+    def rehearse() -> None:
+        side, count = encoder.preprocessing.size, config.training.batch_size // fabric.world_size
+        with fabric.autocast():
+            rows = learner(compilation.noise(count, 2, 3, side, side, device=fabric.device))
+        rows.square().mean().backward()
+
+    compilation.decide(config.hardware.compile, training, [learner], rehearse, console=console)
     for batch in training:  # images (B, V, 3, H, W) uint8
         generator = torch.Generator().manual_seed(step_seed(config.training.seed, training.step))
         views = learner.method.change(batch.images, generator, rank=fabric.global_rank, ranks=fabric.world_size)
         projections = wrapped(views)
+        training.waits.lap("student")
         loss = learner.method.loss(projections)
+        training.waits.lap("objective")
         optimizer.zero_grad()
         fabric.backward(loss)
+        training.waits.lap("student")
         optimizer.step()
+        training.waits.lap("optimizer")
         training.note(loss)
     return config.out

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress_ssl.datasets import ImageSet
-from compress_ssl.embed import EvaluationView, embed, unit_rows, weights_digest
+from compress_ssl.embed import embed
 from compress_ssl.embeddings import Embeddings, Table, is_table
 from compress_ssl.encoder import Encoder, open_encoder
+from compress_ssl.folded import folded
 from compress_ssl.loader import Batch
 from compress_ssl.refusal import Refusal
-from compress_ssl.transforms import Preprocessing
+from compress_ssl.transforms import EvaluationView, Preprocessing
+from compress_ssl.unit_rows import UncheckedRows, unit_rows
+from compress_ssl.weights import weights_digest
+
+STORED_AT_ONCE = 8192  # rows read from a table at a time when all of them become anchors
 
 
 class Teacher(Protocol):
@@ -30,8 +37,27 @@ class Teacher(Protocol):
         """Images and index of a batch -> (B, D_t) float32 unit rows on the batch's device."""
         ...
 
+    def prepare(self, batch: Batch) -> Batch:
+        """What can be done for a batch on the host, while the step before it computes."""
+        ...
+
+    def settle(self, *, wait: bool) -> None:
+        """Raise what is wrong with the rows so far, as far as it is known; with `wait`, all of it."""
+        ...
+
+    def modules(self) -> list[nn.Module]:
+        """What computes the rows in a step, if anything does."""
+        ...
+
     def embeddings(self, images: ImageSet) -> Embeddings:
         """Rows of the evaluation views of all usable images, in order."""
+        ...
+
+    def stored(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(B,) samples and (B, D_t) rows of all usable training images, a part at a time.
+
+        Raises: Refusal if nothing is stored.
+        """
         ...
 
     def fingerprint(self) -> str:
@@ -40,31 +66,72 @@ class Teacher(Protocol):
 
 
 def open_teacher(
-    spec: str, images: ImageSet, *, size: int | None, device: torch.device, workers: int | None
+    spec: str,
+    images: ImageSet,
+    *,
+    size: int | None,
+    device: torch.device,
+    workers: int | None,
+    check: Literal["now", "later"] = "now",
 ) -> LiveTeacher | StoredTeacher:
-    """A run, a named encoder or a table of stored embeddings as the teacher of `images`."""
+    """A run, a named encoder or a table of stored embeddings as the teacher of `images`.
+
+    Args:
+        check: of the rows of a live teacher: `later` leaves it to `settle`, so that no step waits for it.
+    """
     if is_table(Path(spec)):
         return StoredTeacher(Table(Path(spec)), images, device=device)
     encoder = open_encoder(spec, weights="pretrained", size=size)
-    return LiveTeacher(encoder, images, device=device, workers=workers)
+    return LiveTeacher(encoder, images, device=device, workers=workers, check=check)
 
 
 class LiveTeacher:
     """An encoder in eval mode, without gradient: it sees the very pixels that the student sees."""
 
-    def __init__(self, encoder: Encoder, images: ImageSet, *, device: torch.device, workers: int | None):
+    def __init__(
+        self,
+        encoder: Encoder,
+        images: ImageSet,
+        *,
+        device: torch.device,
+        workers: int | None,
+        check: Literal["now", "later"] = "now",
+    ):
         self.encoder = encoder.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         self.width, self.preprocessing = encoder.width, encoder.preprocessing
-        self.device, self.workers, self._ids = device, workers, images.ids
+        self.device, self.workers, self.check, self._ids = device, workers, check, images.ids
+        self._rows = UncheckedRows(images.ids)
+        side, noise = self.preprocessing.size, torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=noise).to(device)
+        # what a step runs; scores, fingerprint and sizes are those of the encoder as it was published
+        self.swift = folded(self.encoder, pixels.contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()  # not inference_mode: targets take part in the student's graph as constants
     def __call__(self, batch: Batch) -> Tensor:
         assert not self.encoder.training, "the teacher must stay in eval mode"
-        return unit_rows(self.encoder(batch.images), batch.index, self._ids)
+        rows = self._rows(self.swift(batch.images), batch.host_index)
+        if self.check == "now":
+            self.settle(wait=True)
+        return rows
+
+    def prepare(self, batch: Batch) -> Batch:
+        return batch
+
+    def settle(self, *, wait: bool) -> None:
+        self._rows.settle(wait=wait)
+
+    def modules(self) -> list[nn.Module]:
+        return [self.swift]
 
     def embeddings(self, images: ImageSet) -> Embeddings:
         view = EvaluationView(self.preprocessing)
         return embed(self.encoder, images, view=view, device=self.device, workers=self.workers)
+
+    def stored(self) -> Iterator[tuple[Tensor, Tensor]]:
+        raise Refusal(
+            "--objective.anchors stored expected a table of stored embeddings as --teacher, got a live encoder: run "
+            "`embed` and name its folder, or use --objective.anchors recent"
+        )
 
     def fingerprint(self) -> str:
         return weights_digest(self.encoder)
@@ -94,7 +161,15 @@ class StoredTeacher:
         return places
 
     def __call__(self, batch: Batch) -> Tensor:
-        index = batch.index.cpu().numpy()
+        target = self.prepare(batch).target
+        assert target is not None
+        return target.to(self.device, non_blocking=True)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Look the rows up, and check them, on the host; they travel to the device with the images."""
+        if batch.target is not None:
+            return batch
+        index = batch.host_index.numpy()
         places = self._index[index]
         if (places < 0).any():
             sample = self._ids[int(index[np.flatnonzero(places < 0)[0]])]
@@ -102,7 +177,14 @@ class StoredTeacher:
                 f"expected a stored embedding for {sample}, got an image that could not be used when {self.table.path} "
                 "was made and can be now: run `embed` again with the same --unusual, into another folder"
             )
-        return self._rows(places).to(self.device, non_blocking=True)
+        rows = self._rows(places)
+        return replace(batch, target=rows.pin_memory() if self.device.type == "cuda" else rows)
+
+    def settle(self, *, wait: bool) -> None:
+        """Stored rows are on the host: they were checked when they were looked up."""
+
+    def modules(self) -> list[nn.Module]:
+        return []
 
     def embeddings(self, images: ImageSet) -> Embeddings:
         places = self._positions(images)
@@ -111,6 +193,11 @@ class StoredTeacher:
         return Embeddings(
             rows=rows, labels=images.labels[usable], ids=tuple(images.ids[int(place)] for place in usable)
         )
+
+    def stored(self) -> Iterator[tuple[Tensor, Tensor]]:
+        usable = np.flatnonzero(self._index >= 0)
+        for part in np.split(usable, range(STORED_AT_ONCE, len(usable), STORED_AT_ONCE)):
+            yield torch.from_numpy(part), self._rows(self._index[part])
 
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.table.origin, sort_keys=True).encode()).hexdigest()

@@ -7,49 +7,34 @@ the progress bar, scores every few epochs, saves, and stops in good order on Ctr
 
 from __future__ import annotations
 
-import atexit
 import math
-import os
-import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.fabric.strategies import DDPStrategy
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress_ssl import checkpoint, optim
-from compress_ssl.loader import Batch, Skipped, TrainLoader
+from compress_ssl.feed import Feed
+from compress_ssl.host_copy import HostCopy
+from compress_ssl.loader import Batch, Skipped, TrainLoader, refuse_skipped
+from compress_ssl.processes import largest, on_first, told_by_all
+from compress_ssl.progress import Bar
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
+from compress_ssl.time_budget import Speed, parse_duration, steps_that_fit
+from compress_ssl.waits import Waits, sentence, shares
 
-CALIBRATION_STEPS = 12  # timed to fit a schedule into a time budget, after 3 that warm caches and kernels
-PATIENCE = timedelta(days=1)  # of processes that wait while the first one embeds or scores; torch's is 10 to 30 minutes
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardwareConfig:
-    """Where the training runs."""
-
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int = 1  # processes on this machine; with torchrun or SLURM their own count is used
-    nodes: int = 1  # machines
-    precision: Literal["auto", "32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it natively
-    workers: int | None = None  # processes that read images; None: one a core but one, eight at most
+STEPS_BETWEEN_AGREEMENTS = 5  # of several processes; SLURM gives half a minute between SIGTERM and SIGKILL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,135 +55,9 @@ class Interrupted(Exception):
     """The training stopped because someone asked it to; everything is saved."""
 
 
-def parse_duration(text: str) -> float:
-    """Seconds of `90s`, `30m`, `2h` or `1h30m`.
-
-    >>> parse_duration("1h30m")
-    5400.0
-    """
-    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
-    parts = found.groups() if found else ()
-    seconds = sum(float(part or 0) * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
-    if seconds <= 0:
-        raise Refusal(f"--time-budget expected a duration such as 30m, 2h or 90s, got {text!r}: write one")
-    return seconds
-
-
 def step_seed(seed: int, step: int) -> int:
     """Seed of whatever is drawn anew in a step, so that a resumed step draws the same."""
     return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is multiplied natively; emulated bf16 is ten times slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return any(
-            getattr(torch.cpu, name, lambda: False)()
-            for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        )
-    return False
-
-
-def launch(config: HardwareConfig, seed: int) -> Fabric:
-    """Fabric on the configured hardware, all processes started and seeded alike."""
-    accelerator = config.accelerator
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise Refusal("--accelerator cuda expected an NVIDIA device, got none that torch sees: use cpu")
-    if accelerator == "mps" and not torch.backends.mps.is_available():
-        raise Refusal("--accelerator mps expected an Apple device, got none that torch sees: use cpu")
-    if config.devices < 1:
-        raise Refusal(f"--devices expected at least 1, got {config.devices}: raise it")
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(torch.device(accelerator)))
-    devices, nodes = _processes(config)
-    if seed < 0:
-        raise Refusal(f"--seed expected 0 or more, got {seed}: choose another")
-    if accelerator == "cuda":  # the same losses again, also after a resumption, cost some speed
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=DDPStrategy(timeout=PATIENCE) if devices * nodes > 1 else "auto",
-        precision="bf16-mixed" if bf16 else "32-true",
-    )
-    fabric.launch()
-    for process in getattr(fabric.strategy.launcher, "procs", ()):
-        atexit.register(_see_off, process)
-    fabric.seed_everything(seed, workers=False, verbose=False)
-    return fabric
-
-
-def _processes(config: HardwareConfig) -> tuple[int, int]:
-    """Processes on a machine and machines: as torchrun or SLURM started them, else as configured."""
-    if TorchElasticEnvironment.detect():
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        return devices, int(os.environ["WORLD_SIZE"]) // devices
-    if SLURMEnvironment.detect():
-        nodes = int(os.environ.get("SLURM_NNODES", "1"))
-        return int(os.environ["SLURM_NTASKS"]) // nodes, nodes
-    return config.devices, config.nodes
-
-
-def _see_off(process: subprocess.Popen) -> None:
-    """At the end of the first process: one that still waits for it in a collective would wait for a day."""
-    try:
-        process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-
-
-def refuse_unsafe(model: nn.Module, device: torch.device) -> None:
-    """Refusal of layers whose training is not safe on a CPU.
-
-    oneDNN on AVX2 (torch 2.15) computes wrong weight gradients in strided 1×1 convolutions of fewer than 8 input
-    channels, and writes outside its memory; with stride 1 they are right.
-    """
-    for name, layer in model.named_modules():
-        if (
-            device.type == "cpu"
-            and isinstance(layer, nn.Conv2d)
-            and layer.kernel_size == (1, 1)
-            and layer.stride != (1, 1)
-            and layer.groups == 1
-            and layer.in_channels < 8
-        ):
-            raise Refusal(
-                "expected at least 8 channels into every strided 1×1 convolution trained on a CPU, got "
-                f"{layer.in_channels} in {name}: take a wider backbone (compress/resnet10_small_w8), or a GPU"
-            )
-
-
-def on_first(fabric: Fabric, work: Callable[[], _T]) -> _T | None:
-    """Do `work` in the first process while the others wait; if it fails, all end, and only the first says why.
-
-    Returns: what `work` returns, None in the other processes. Every process must call it.
-    """
-    if fabric.world_size == 1:
-        return work()
-    result, trouble = None, None
-    if fabric.is_global_zero:
-        try:
-            result = work()
-        except Exception as error:  # raised again below, once the others know
-            trouble = error
-    failed = _most(fabric, float(trouble is not None)) > 0
-    if trouble is not None:
-        raise trouble
-    if failed:
-        raise SystemExit(0)  # not an error of this process: another code would make the launcher kill the first one
-    return result
-
-
-def _most(fabric: Fabric, value: float) -> float:
-    """The largest value over all processes."""
-    reduced = fabric.all_reduce(torch.tensor(value, device=fabric.device), reduce_op="max")
-    assert isinstance(reduced, Tensor)
-    return float(reduced)
 
 
 class Training:
@@ -209,6 +68,13 @@ class Training:
         parts: everything with a state that a resumed run must find again.
         inputs: name -> fingerprint of what the run reads; a resumed run must find the same.
         validate: called every few epochs; returns scores to log. It may save the encoder and set `best`.
+        prepare: what else a batch needs on the host; done while the step before computes.
+        settle: raises what earlier steps have found wrong, as far as it is known; with `wait=True`, all of it. It is
+            asked for in every step, and waited for before anything is written.
+
+    Attributes:
+        compiled: whether this run computes with torch.compile; None until that is decided. A resumed run keeps it.
+        waits: the loop's body marks there which part it has just done.
     """
 
     def __init__(
@@ -225,6 +91,8 @@ class Training:
         strict: bool,
         console: Console,
         inputs: dict[str, str] | None = None,
+        prepare: Callable[[Batch], Batch] = lambda batch: batch,
+        settle: Callable[..., None] = lambda **_: None,
     ):
         if config.epochs <= 0:
             raise Refusal(f"--epochs expected more than 0, got {config.epochs}: raise it")
@@ -234,6 +102,9 @@ class Training:
         self.config, self.schedule, self.fabric, self.run, self.loader = config, schedule, fabric, folder, loader
         self.optimizer, self.parts, self.validate = optimizer, parts, validate
         self.strict, self.console, self.inputs = strict, console, inputs or {}
+        self.prepare, self.settle = prepare, settle
+        self.waits = Waits(fabric.device)
+        self.compiled: bool | None = None
         self.peak = optimizer.param_groups[0]["lr"]
         self.step = 0  # steps done
         self.total_steps = max(1, round(config.epochs * loader.steps_per_epoch))
@@ -244,6 +115,9 @@ class Training:
         self._scoring_seconds = 0.0
         self._losses: list[Tensor] = []
         self._interrupt: int | None = None
+        self._agreement: HostCopy | None = None  # asked of all processes, not read yet
+        self._trouble: str | None = None  # what ends the run, once all processes have heard of it
+        self._unlisted: list[Skipped] = []  # of a process that has no run folder
         self._resumed = False
 
     # ---- what the loops read -----------------------------------------------------------------------------------------
@@ -265,9 +139,11 @@ class Training:
         Raises: Refusal if the training has diverged: what was saved before stays.
         """
         self._check_finite()
-        on_first(self.fabric, self._write)
+        self._agreement = None  # it may hold the wish that this save fulfils
+        states = {name: part.state_dict() for name, part in self.parts.items()}  # of a spread bank all must give theirs
+        on_first(self.fabric, lambda: self._write(states))
 
-    def _write(self) -> None:
+    def _write(self, states: dict[str, dict[str, Any]]) -> None:
         if self.run is None:
             return
         standing = {
@@ -278,9 +154,10 @@ class Training:
             "best": self.best,
             "scoring_seconds": self._scoring_seconds,
             "inputs": self.inputs,
+            "compiled": self.compiled,
             "losses": [float(loss) for loss in self._losses],
         }
-        checkpoint.save(self.run.path / "checkpoints" / "last.ckpt", self.parts, standing)
+        checkpoint.save(self.run.path / "checkpoints" / "last.ckpt", states, standing)
 
     def resume(self, run: Path) -> None:
         """Continue where the checkpoint of the run folder stands; every rank must call it.
@@ -302,7 +179,7 @@ class Training:
         self._resumed = True
         self.step, self.total_steps = standing["step"], standing["total_steps"]
         self.fitted, self.spent, self.best = standing["fitted"], standing["spent"], standing["best"]
-        self._scoring_seconds = standing["scoring_seconds"]
+        self._scoring_seconds, self.compiled = standing["scoring_seconds"], standing.get("compiled")
         self._losses = [torch.tensor(loss, device=self.fabric.device) for loss in standing["losses"]]
         if self.run is not None:
             self.run.forget_after(self.step)
@@ -313,13 +190,14 @@ class Training:
         self._started = time.monotonic()
         handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with self._progress() as progress:
+            shown = self.fabric.is_global_zero
+            with Bar(self.console, shown=shown, step=self.step, total_steps=self.total_steps) as progress:
                 yield from self._steps(progress)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def _steps(self, progress: _Bar) -> Iterator[Batch]:
+    def _steps(self, progress: Bar) -> Iterator[Batch]:
         validate_every = max(1, round(self.config.validate_every_epochs * self.loader.steps_per_epoch))
         if not self._resumed:
             scoring = time.monotonic()
@@ -327,55 +205,65 @@ class Training:
             self._scoring_seconds = time.monotonic() - scoring
             self.save()  # so that a run can be resumed from its first second
         last_save = window_start = time.monotonic()
-        window_steps = 0
-        timed: list[float] = []  # seconds of each step until the schedule is fitted; logging and scoring not counted
-        batches = self.loader.batches(self.step)
-        while self.step < self.total_steps or not self.fitted:
-            begin = 0.0 if self.fitted else self._now()
-            batch = next(batches)
-            self._report(batch)
-            learning_rate = self.peak * optim.rate(self.step / self.total_steps, self.schedule)
-            optim.set_rate(self.optimizer, learning_rate)
-            # dropout and its like: by step, so that neither scoring nor a resumption moves them
-            torch.manual_seed(step_seed(self.config.seed, self.step) + self.fabric.global_rank)
-            yield batch.to(self.fabric.device)
-            self.step += 1
-            window_steps += 1
+        window_steps, logged = 0, self.step
+        speed = Speed()  # of the steps alone, until the schedule is fitted
+        batch: Batch | None = None
+        feed = Feed(self.loader.batches(self.step), device=self.fabric.device, prepare=self.prepare)
+        try:
+            while self.step < self.total_steps or not self.fitted:
+                begin = 0.0 if self.fitted else self._now()
+                self.waits.start()
+                batch = self._take(feed, batch)
+                self.waits.lap("data")
+                learning_rate = self.peak * optim.rate(self.step / self.total_steps, self.schedule)
+                optim.set_rate(self.optimizer, learning_rate)
+                # dropout and its like: by step, so that neither scoring nor a resumption moves them
+                torch.manual_seed(step_seed(self.config.seed, self.step) + self.fabric.global_rank)
+                yield batch
+                self.step += 1
+                window_steps += 1
+                with self._held_back():
+                    self.settle(wait=False)
 
-            just_fitted = False
-            if not self.fitted:
-                timed.append(self._now() - begin)
-                if len(timed) == 3 + CALIBRATION_STEPS:
-                    self._fit(sum(timed[3:]) / CALIBRATION_STEPS, validate_every)
-                    just_fitted = True  # saved below: the schedule is now part of what a resumed run must repeat
-            if self.step % self.config.log_every_steps == 0 or self.step == self.total_steps:
-                loss = self._mean_loss()
-                now = time.monotonic()
-                speed = window_steps * self.loader.batch_size / max(1e-9, now - window_start)
-                self._log(loss, learning_rate, speed)
-                progress.update(self, loss, speed)
-                window_start, window_steps = now, 0
-            if self.step % validate_every == 0 or self.step == self.total_steps:
-                self._score(progress)
-                window_start, window_steps = time.monotonic(), 0
-            stop = self._stop_asked()
-            due = (time.monotonic() - last_save) / 60 >= self.config.save_every_minutes
-            if stop or just_fitted or self.step == self.total_steps or self._agree(due):
-                self.save()
-                last_save = time.monotonic()
-                window_start, window_steps = time.monotonic(), 0
-            if stop and self.step < self.total_steps:
-                told = Interrupted(f"stopped at step {self.step} of {self.total_steps}, everything is saved")
-                raise told if self.fabric.is_global_zero else SystemExit(0)
+                just_fitted = False
+                if not self.fitted:
+                    speed.add(self._now() - begin)
+                    if speed.known:
+                        self._fit(speed.seconds_per_step, validate_every)
+                        just_fitted = True  # saved below: the schedule is now part of what a resumed run must repeat
+                if self.step % self.config.log_every_steps == 0 or self.step == self.total_steps:
+                    rate = window_steps * self.loader.batch_size / max(1e-9, time.monotonic() - window_start)
+                    self._log(progress, learning_rate=learning_rate, images_per_second=rate, steps=self.step - logged)
+                    window_start, window_steps, logged = time.monotonic(), 0, self.step
+                if self.step % validate_every == 0 or self.step == self.total_steps:
+                    self._score(progress)
+                    window_start, window_steps = time.monotonic(), 0
+                due = (time.monotonic() - last_save) / 60 >= self.config.save_every_minutes
+                news = self._trouble is not None or bool(self._unlisted)
+                stop, due, news = self._agree(self._interrupt is not None, due, news)
+                if news:
+                    self._hear()
+                if stop or due or just_fitted or self.step == self.total_steps:
+                    self.save()
+                    last_save = window_start = time.monotonic()
+                    window_steps = 0
+                if stop and self.step < self.total_steps:
+                    told = Interrupted(f"stopped at step {self.step} of {self.total_steps}, everything is saved")
+                    raise told if self.fabric.is_global_zero else SystemExit(0)
+        finally:
+            feed.close()
 
     def _fit(self, seconds_per_step: float, validate_every: int) -> None:
         """Choose the number of steps so that training and scoring end within the budget; rank 0 decides for all."""
         assert self.budget is not None
         spent = self.spent + time.monotonic() - self._started
-        per_step = seconds_per_step + self._scoring_seconds / validate_every
-        left = max(0.0, self.budget * 0.97 - spent - 2 * self._scoring_seconds)
-        steps = torch.tensor(self.step + max(1, int(left / per_step)), device=self.fabric.device)
-        self.total_steps = int(self.fabric.broadcast(steps))
+        fitting = steps_that_fit(
+            self.budget * 0.97 - spent,  # speed varies
+            seconds_per_step=seconds_per_step,
+            scoring_seconds=self._scoring_seconds,
+            score_every=validate_every,
+        )
+        self.total_steps = int(self.fabric.broadcast(torch.tensor(self.step + fitting, device=self.fabric.device)))
         self.fitted = True
         if not self.fabric.is_global_zero:
             return
@@ -384,6 +272,7 @@ class Training:
                            f"{self.total_steps} steps = {epochs:.2f} epochs", highlight=False)  # fmt: skip
 
     def _now(self) -> float:
+        """The time when all that was asked for is computed: it waits for the device, in the steps that are timed."""
         if self.fabric.device.type == "cuda":
             torch.cuda.synchronize()
         return time.monotonic()
@@ -399,6 +288,7 @@ class Training:
 
         Raises: Refusal if it, or a weight, is not a finite number.
         """
+        self._hear_all()
         mean = torch.stack([loss.float() for loss in self._losses]).mean() if self._losses else torch.zeros(())
         reduced = self.fabric.all_reduce(mean.to(self.fabric.device), reduce_op="mean")
         assert isinstance(reduced, Tensor)
@@ -412,14 +302,27 @@ class Training:
         )
         raise told if self.fabric.is_global_zero else SystemExit(0)
 
-    def _log(self, loss: float, learning_rate: float, speed: float) -> None:
+    def _log(self, progress: Bar, *, learning_rate: float, images_per_second: float, steps: int) -> None:
+        """One line of metrics; the only place between two saves where the host waits for the device."""
+        loss = self._mean_loss()
+        seconds = self.waits.read()
+        progress.update(
+            step=self.step,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.loader.steps_per_epoch,
+            seconds_left=(self.total_steps - self.step) * self.loader.batch_size / max(images_per_second, 1e-9),
+            told=f"loss {loss:.4f} · {images_per_second:.0f} images/s · {sentence(seconds)}",
+        )
         if self.run is None:
             return
-        values = {"loss": loss, "learning_rate": learning_rate, "images_per_second": round(speed, 1)}
+        values = {"loss": loss, "learning_rate": learning_rate, "images_per_second": round(images_per_second, 1)}
+        values["step_seconds"] = round(sum(seconds.values()) / steps, 5)
+        values |= {f"share_{part}": round(share, 4) for part, share in shares(seconds).items()}
         self.run.log("train", step=self.step, epoch=round(self.epoch, 4), **values)
         self._tensorboard(values)
 
-    def _score(self, progress: _Bar) -> None:
+    def _score(self, progress: Bar) -> None:
+        self._hear_all()
         with progress.paused():
             scores = on_first(self.fabric, lambda: self.validate(self))
         if self.run is not None and scores:
@@ -438,9 +341,7 @@ class Training:
             self._writer.add_scalar(name, value, self.step)
         self._writer.flush()
 
-    def _report(self, batch: Batch) -> None:
-        for skipped in batch.skipped:
-            self.skip(skipped)
+    # ---- unusable images and other troubles --------------------------------------------------------------------------
 
     def skip(self, skipped: Skipped) -> None:
         """List an image that cannot be used.
@@ -451,6 +352,53 @@ class Training:
             refuse_skipped(skipped)
         if self.run is not None:
             self.run.skip(*skipped)
+        else:
+            self._unlisted.append(skipped)
+
+    def _take(self, feed: Feed, last: Batch | None) -> Batch:
+        """The next batch. A process of several that has none repeats its last one until all have heard why: if it left
+        alone, the others would wait for it in the step's collectives."""
+        batch = last
+        with self._held_back():
+            batch = next(feed)
+            for skipped in batch.skipped:
+                self.skip(skipped)
+        if last is None:
+            self._hear()
+        assert batch is not None
+        return batch
+
+    @contextmanager
+    def _held_back(self) -> Iterator[None]:
+        """One process raises its refusals at once; one of several keeps the first until all hear of it."""
+        try:
+            yield
+        except Refusal as trouble:
+            if self.fabric.world_size == 1:
+                raise
+            self._trouble = self._trouble or str(trouble)
+
+    def _hear_all(self) -> None:
+        """Wait for what the steps so far have found wrong, in every process; before anything is written."""
+        with self._held_back():
+            self.settle(wait=True)
+        self._hear()
+
+    def _hear(self) -> None:
+        """List the unusable images of all processes in the first; every rank must call it.
+
+        Raises: Refusal in the first process if any of them has a trouble; the others end quietly.
+        """
+        if self.fabric.world_size == 1 or not largest(self.fabric, float(bool(self._trouble or self._unlisted))):
+            return
+        heard = told_by_all(self.fabric, (self._trouble, self._unlisted))
+        self._unlisted = []
+        if self.run is not None:
+            for skipped in [skipped for _, unlisted in heard for skipped in unlisted]:
+                self.run.skip(*skipped)
+        troubles = [trouble for trouble, _ in heard if trouble]
+        if troubles:
+            raise Refusal(troubles[0]) if self.fabric.is_global_zero else SystemExit(0)
 
     # ---- stopping ----------------------------------------------------------------------------------------------------
 
@@ -461,85 +409,21 @@ class Training:
         if self.fabric.is_global_zero:
             print(f"\n{signal.Signals(number).name}: finishing this step and saving …", file=sys.stderr)
 
-    def _stop_asked(self) -> bool:
-        return self._agree(self._interrupt is not None)
+    def _agree(self, *mine: bool) -> list[bool]:
+        """Each true on every rank as soon as it is true on one; asked only every few steps where there are several.
 
-    def _agree(self, mine: bool) -> bool:
-        """True on every rank as soon as it is true on one; asked only every few steps where there are several."""
+        On a GPU the answer is read when the next question is put, and the host waits for neither.
+        """
         if self.fabric.world_size == 1:
-            return mine
-        if self.step % min(5, self.config.log_every_steps):  # SLURM gives half a minute between SIGTERM and SIGKILL
-            return False
-        return _most(self.fabric, float(mine)) > 0
-
-    def _progress(self) -> _Bar:
-        return _Bar(self.console, self)
-
-
-class _Bar:
-    """A live bar on a terminal, a line every half minute elsewhere."""
-
-    def __init__(self, console: Console, training: Training):
-        self.console = console
-        self.live = console.is_terminal and training.fabric.is_global_zero
-        self.last_line = time.monotonic()
-        if self.live:
-            columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.fields[told]}"))
-            self.progress = Progress(*columns, console=console)
-            self.task = self.progress.add_task(
-                "", total=training.total_steps, completed=training.step, epoch="0", told=""
-            )
-
-    def __enter__(self) -> _Bar:
-        if self.live:
-            self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.progress.stop()
-
-    def paused(self) -> _Paused:
-        return _Paused(self)
-
-    def update(self, training: Training, loss: float, speed: float) -> None:
-        steps_left = training.total_steps - training.step
-        left = steps_left * training.loader.batch_size / max(speed, 1e-9)
-        epochs = training.total_steps / training.loader.steps_per_epoch
-        told = f"loss {loss:.4f} · {speed:.0f} images/s · {_clock(left)} left"
-        if self.live:
-            self.progress.update(
-                self.task,
-                total=training.total_steps,
-                completed=training.step,
-                epoch=f"{training.epoch:.1f}/{epochs:.4g}",
-                told=told,
-            )
-        elif training.fabric.is_global_zero and (time.monotonic() - self.last_line > 30 or steps_left == 0):
-            self.last_line = time.monotonic()
-            self.console.print(f"epoch {training.epoch:.2f}/{epochs:.4g} · {told}", highlight=False)
-
-
-class _Paused:
-    """Scoring shows a bar of its own; two live bars at once garble a terminal."""
-
-    def __init__(self, bar: _Bar):
-        self.bar = bar
-
-    def __enter__(self) -> None:
-        if self.bar.live:
-            self.bar.progress.stop()
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar.live:
-            self.bar.progress.start()
-
-
-def refuse_skipped(skipped: Skipped) -> NoReturn:
-    raise Refusal(
-        f"--strict expected every image to be usable, got {skipped.id}: {skipped.kind} ({skipped.detail}): "
-        "mend or remove it, or leave out --strict"
-    )
+            return list(mine)
+        nothing = [False] * len(mine)
+        if self.step % min(STEPS_BETWEEN_AGREEMENTS, self.config.log_every_steps):
+            return nothing
+        device = self.fabric.device
+        question = torch.stack([torch.full((), float(one), device=device) for one in mine])
+        asked = HostCopy(self.fabric.all_reduce(question, reduce_op="max"))  # type: ignore[arg-type]
+        answer, self._agreement = (self._agreement, asked) if device.type == "cuda" else (asked, None)
+        return nothing if answer is None else [one > 0 for one in answer.read().tolist()]
 
 
 def _check_parts(images: int, parts: int) -> None:
@@ -548,9 +432,3 @@ def _check_parts(images: int, parts: int) -> None:
     if images // parts < 2:
         raise Refusal(f"--accumulate expected parts of at least 2 images (batch norm needs more than one), got "
                       f"{images} images a process in {parts} parts: change it or --batch-size")  # fmt: skip
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

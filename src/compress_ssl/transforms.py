@@ -1,7 +1,11 @@
 """Views of a picture: the random training crop as data (box, flip), the evaluation view, each encoder's preprocessing.
 
-Pictures stay uint8 up to the device: a view is cut and resized here with Pillow, exactly as torchvision's
-RandomResizedCrop, Resize and CenterCrop do on Pillow images; normalisation is the encoder's first step.
+Pictures stay uint8 up to the device; normalisation is the encoder's first step. The box is drawn from height and width
+alone, so a picture that is not decoded yet is decoded no further than its box. The evaluation view is Pillow's, pixel
+for pixel torchvision's Resize and CenterCrop; so is a bicubic crop. A bilinear crop, as in training, is resized by
+torch: the same filter in 0.21 ms instead of Pillow's 0.92 (photographs of 500 x 375 to 224, one Zen 3 core with AVX2),
+where no pixel is more than 1 from RandomResizedCrop's. Pictures of many times the pixels that a view needs are
+decoded at a half, a quarter or an eighth of their size.
 Source of the training view: He et al. 2016 / CompRess, Sec. 4 (RandomResizedCrop(224) + horizontal flip).
 """
 
@@ -15,7 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
+from compress_ssl.picture import Box, Picture
 from compress_ssl.refusal import Refusal
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -83,23 +89,26 @@ def draw_crop(height: int, width: int, view: TrainView, random: np.random.Genera
     return Crop((height - box_height) // 2, (width - box_width) // 2, box_height, box_width, flip)
 
 
-def cut(picture: np.ndarray, crop: Crop, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
+def cut(picture: np.ndarray | Picture, crop: Crop, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
     """The crop of a picture at `size` × `size` pixels.
 
     Args:
-        picture: (H, W, 3) uint8.
-    Returns: (3, size, size) uint8.
+        picture: (H, W, 3) uint8, or one that is decoded here, as far as the crop goes.
+    Returns: (3, size, size) uint8, channels last in memory.
     """
-    box = picture[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    return _tensor(_resize(box, size, size, interpolation), crop.flip)
+    pixels, box = _part(picture, Box(*crop[:4]), size)
+    view = _bilinear(pixels, size) if interpolation == "bilinear" and box == (0, 0, *pixels.shape[:2]) else None
+    if view is None:
+        view = _tensor(_resize(pixels, box, size, size, interpolation))
+    return view.flip(2) if crop.flip else view
 
 
-def evaluation_view(picture: np.ndarray, preprocessing: Preprocessing) -> Tensor:
+def evaluation_view(picture: np.ndarray | Picture, preprocessing: Preprocessing) -> Tensor:
     """The deterministic view: short side to size / crop_fraction, then the centre.
 
     Args:
-        picture: (H, W, 3) uint8.
-    Returns: (3, size, size) uint8.
+        picture: (H, W, 3) uint8, or one that is decoded here.
+    Returns: (3, size, size) uint8, channels last in memory.
     """
     size = preprocessing.size
     height, width = picture.shape[:2]
@@ -108,19 +117,61 @@ def evaluation_view(picture: np.ndarray, preprocessing: Preprocessing) -> Tensor
         height, width = short, max(short, int(short * width / height))
     else:
         height, width = max(short, int(short * height / width)), short
-    resized = _resize(picture, height, width, preprocessing.interpolation)
+    pixels, box = _part(picture, Box(0, 0, *picture.shape[:2]), short)
+    resized = _resize(pixels, box, height, width, preprocessing.interpolation)
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return _tensor(resized[top : top + size, left : left + size], False)
+    return _tensor(resized[top : top + size, left : left + size])
 
 
-def _resize(picture: np.ndarray, height: int, width: int, interpolation: Interpolation) -> np.ndarray:
-    if picture.shape[:2] == (height, width):
-        return picture
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    return np.asarray(image.resize((width, height), FILTERS[interpolation]))
+class RandomView:
+    """(H, W, 3) uint8 -> (3, size, size) uint8: one random crop and flip; picklable."""
+
+    def __init__(self, view: TrainView, size: int):
+        self.view, self.size = view, size
+
+    def __call__(self, picture: np.ndarray | Picture, random: np.random.Generator) -> Tensor:
+        height, width = picture.shape[:2]
+        return cut(picture, draw_crop(height, width, self.view, random), self.size)
 
 
-def _tensor(picture: np.ndarray, flip: bool) -> Tensor:
-    if flip:
-        picture = picture[:, ::-1]
-    return torch.from_numpy(picture.transpose(2, 0, 1).copy())  # a copy always: never the data set's own pixels
+class EvaluationView:
+    """(H, W, 3) uint8 -> (3, size, size) uint8, the same every time; picklable."""
+
+    def __init__(self, preprocessing: Preprocessing):
+        self.preprocessing = preprocessing
+
+    def __call__(self, picture: np.ndarray | Picture, _: np.random.Generator) -> Tensor:
+        return evaluation_view(picture, self.preprocessing)
+
+
+def _part(picture: np.ndarray | Picture, box: Box, enough: int) -> tuple[np.ndarray, Box]:
+    """Pixels that serve a view of the box with `enough` pixels on its shorter side, and the box in them."""
+    if isinstance(picture, Picture):
+        return picture.part(box, enough=enough)
+    top, left, height, width = map(int, box)
+    return picture[top : top + height, left : left + width], Box(0, 0, height, width)
+
+
+def _bilinear(pixels: np.ndarray, size: int) -> Tensor:
+    """(h, w, 3) uint8, rows any distance apart -> (3, size, size)."""
+    if pixels.shape[:2] == (size, size) or not pixels.flags.writeable or pixels.strides[1:] != (3, 1):
+        pixels = pixels.copy(order="C")  # never the data set's own memory
+    if pixels.shape[:2] == (size, size):
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+    # With these strides torch takes it for channels last and resizes without a copy: 0.21 ms, else 0.34 and more.
+    images = torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)
+    return functional.interpolate(images, (size, size), mode="bilinear", antialias=True)[0]
+
+
+def _resize(pixels: np.ndarray, box: Box, height: int, width: int, interpolation: Interpolation) -> np.ndarray:
+    """The box of these pixels at height × width, as Pillow makes it."""
+    if (0, 0, height, width) == box and pixels.shape[:2] == (height, width):
+        return pixels
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    corners = box.left, box.top, min(box.left + box.width, image.width), min(box.top + box.height, image.height)
+    return np.asarray(image.resize((width, height), FILTERS[interpolation], box=corners))
+
+
+def _tensor(pixels: np.ndarray) -> Tensor:
+    """(h, w, 3) -> (3, h, w), a copy always: never the data set's own memory."""
+    return torch.from_numpy(pixels.copy(order="C")).permute(2, 0, 1)

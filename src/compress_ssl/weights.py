@@ -28,6 +28,16 @@ CHECKSUM = "sha256_of_tensors"  # key in the header of the files we write
 SHOWN = 3  # keys of each sort that a refusal lists
 
 
+def weights_digest(module: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of every parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Read the tensors of a weights file onto the CPU, outer nestings taken off, names and dtypes as stored.
 

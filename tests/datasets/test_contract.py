@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import compress_ssl.datasets
-from compress_ssl.datasets import ImageSet, open_splits
+from compress_ssl.datasets import ImageSet, open_image, open_splits, subset
 from compress_ssl.refusal import Refusal
 
 FAMILY = sorted(found.name for found in pkgutil.iter_modules(compress_ssl.datasets.__path__))
@@ -69,6 +69,17 @@ def test_every_image_is_rgb_bytes(name: str) -> None:
             assert image.dtype == np.uint8
             assert image.flags.c_contiguous
             assert image.flags.writeable
+
+
+def test_an_image_opened_for_later_is_the_image(name: str) -> None:
+    """Training, which decodes as little as it can, would see other pictures than everything else."""
+    for images in splits_of(name):
+        for position in range(len(images))[:20]:
+            opened, image = open_image(images, position), images.read(position)
+            assert opened.shape == image.shape
+            np.testing.assert_array_equal(np.asarray(opened), image)
+        part = subset(images, np.array([len(images) - 1]))
+        np.testing.assert_array_equal(np.asarray(open_image(part, 0)), images.read(len(images) - 1))
 
 
 def test_ids_are_unique_over_both_splits(name: str) -> None:

@@ -24,7 +24,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from compress_ssl.picture import MAX_PIXELS
+from compress_ssl.picture import MAX_PIXELS, Picture
 from compress_ssl.refusal import Refusal, nearest
 
 Unusual = Literal["skip", "convert"]
@@ -32,7 +32,11 @@ Unusual = Literal["skip", "convert"]
 
 @runtime_checkable
 class ImageSet(Protocol):
-    """N images in a fixed order. Picklable, so that worker processes can read; holds no decoded images."""
+    """N images in a fixed order. Picklable, so that worker processes can read; holds no decoded images.
+
+    A set of encoded files may also have `open(position) -> Picture | np.ndarray`: `read`, but a plain JPEG is not
+    decoded until a view knows its crop (see `open_image`).
+    """
 
     @property
     def name(self) -> str:
@@ -94,6 +98,12 @@ def open_splits(name: str, *, unusual: Unusual = "skip", max_pixels: int = MAX_P
         "expected a folder of images, a .parquet file or a folder of them, 'digits', 'torchvision/NAME' or a module's "
         f"dotted name as the data, got {name!r}{_what_lies_there(name)}: {nearest(name, known_names())}"
     )
+
+
+def open_image(images: ImageSet, position: int) -> Picture | np.ndarray:
+    """One image, not decoded yet where its set can offer that; raises UnusableImage, now or when it is decoded."""
+    opens = getattr(images, "open", None)
+    return images.read(position) if opens is None else opens(position)
 
 
 def known_names() -> tuple[str, ...]:
@@ -195,6 +205,9 @@ class _Subset:
 
     def read(self, position: int) -> np.ndarray:
         return self._images.read(int(self._positions[position]))
+
+    def open(self, position: int) -> Picture | np.ndarray:
+        return open_image(self._images, int(self._positions[position]))
 
     def fingerprint(self) -> str:
         return digest(self.ids, self.labels, self._images.fingerprint().encode())

@@ -24,7 +24,7 @@ import numpy as np
 
 from compress_ssl.datasets import Splits, Unusual, digest
 from compress_ssl.datasets import parquet as _parquet
-from compress_ssl.picture import SUFFIXES, UnusableImage, decode
+from compress_ssl.picture import SUFFIXES, Picture, UnusableImage, decode, open_picture
 from compress_ssl.refusal import Refusal
 
 _SUFFIXES = frozenset(suffix.encode() for suffix in SUFFIXES)
@@ -107,15 +107,20 @@ class FolderImages:
         return os.path.join(self._root, self._odd.get(position) or os.fsencode(self.ids[position]))  # noqa: PTH118
 
     def read(self, position: int) -> np.ndarray:
+        return decode(self._file(position), unusual=self._unusual, max_pixels=self._max_pixels)
+
+    def open(self, position: int) -> Picture | np.ndarray:
+        return open_picture(self._file(position), unusual=self._unusual, max_pixels=self._max_pixels)
+
+    def _file(self, position: int) -> bytes:
         position = range(len(self.ids))[position]  # an IndexError where there is no such image
         try:
             with open(self.path(position), "rb", buffering=0) as file:  # noqa: PTH123
-                data = file.read()
+                return file.read()
         except OSError as error:
             if error.errno in _OUR_OWN_TROUBLE:
                 raise
             raise UnusableImage("broken", f"cannot be read: {error.strerror}") from error
-        return decode(data, unusual=self._unusual, max_pixels=self._max_pixels)
 
     def fingerprint(self) -> str:
         sizes = np.array([_size(self.path(position)) for position in range(len(self.ids))], dtype="<i8")

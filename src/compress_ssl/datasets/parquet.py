@@ -29,7 +29,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from compress_ssl.datasets import Splits, Unusual, alone_in, cache_folder, digest
-from compress_ssl.picture import SUFFIXES, UnusableImage, decode
+from compress_ssl.picture import SUFFIXES, Picture, UnusableImage, decode, open_picture
 from compress_ssl.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -103,6 +103,9 @@ class ParquetImages:
 
     def read(self, position: int) -> np.ndarray:
         return decode(self._bytes[position], unusual=self._unusual, max_pixels=self._max_pixels)
+
+    def open(self, position: int) -> Picture | np.ndarray:
+        return open_picture(self._bytes[position], unusual=self._unusual, max_pixels=self._max_pixels)
 
     def fingerprint(self) -> str:
         return digest(self.ids, self.labels, np.diff(self._bytes.offsets).astype("<i8").tobytes())

@@ -1,7 +1,8 @@
 """SimCLR: two random views of a picture attract each other and repel the views of all other pictures in the batch.
 
 Source: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020.
-Loss and projection head are lightly's (NTXentLoss, SimCLRProjectionHead).
+The projection head is lightly's (SimCLRProjectionHead); the loss is that of its NTXentLoss without the index by a mask,
+for which the host would wait twice a step, and for a mask that is made on the host where there are several processes.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
+from lightly.utils import dist
 from torch import Tensor, nn
+from torch.nn import functional
 
 from compress_ssl import colour
+from compress_ssl.picture import Picture
 from compress_ssl.transforms import TrainView, cut, draw_crop
 
 
@@ -36,7 +39,8 @@ class TwoCrops:
     def __init__(self, view: TrainView, size: int):
         self.view, self.size = view, size
 
-    def __call__(self, picture: np.ndarray, random: np.random.Generator) -> Tensor:
+    def __call__(self, picture: np.ndarray | Picture, random: np.random.Generator) -> Tensor:
+        picture = np.asarray(picture)  # decoded once, and not around each crop
         height, width = picture.shape[:2]
         crops = [draw_crop(height, width, self.view, random) for _ in range(2)]
         return torch.stack([cut(picture, crop, self.size) for crop in crops])
@@ -54,8 +58,6 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
         self.head = SimCLRProjectionHead(width, config.hidden_width, config.projection_width)
-        gather = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.contrast = NTXentLoss(temperature=config.temperature, gather_distributed=gather)
 
     def change(self, views: Tensor, generator: torch.Generator, *, rank: int, ranks: int) -> Tensor:
         """Colours of the views (B, 2, 3, H, W) uint8 changed; numbers are drawn for all ranks and this one's taken."""
@@ -70,4 +72,26 @@ class Method(nn.Module):
     def loss(self, projections: Tensor) -> Tensor:
         """(2·B, P) projections, all first views before all second ones -> scalar."""
         first, second = projections.float().chunk(2)
-        return self.contrast(first, second)
+        return nt_xent(first, second, temperature=self.config.temperature)
+
+
+def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
+    """Mean cross-entropy of finding a picture's other view among all other views, those of other processes too.
+
+    Args:
+        first, second: (B, P) projections; rows i are two views of one picture.
+    Returns: scalar; the gradient reaches the projections of all processes.
+    """
+    first, second = functional.normalize(first, dim=1), functional.normalize(second, dim=1)
+    firsts, seconds = first, second
+    if dist.world_size() > 1:
+        firsts, seconds = torch.cat(dist.gather(first), 0), torch.cat(dist.gather(second), 0)
+    places = torch.arange(len(first), device=first.device) + dist.rank() * len(first)
+    itself = places[:, None] == torch.arange(len(firsts), device=first.device)
+    losses = [
+        functional.cross_entropy(
+            torch.cat([one @ others.T, (one @ own.T).masked_fill(itself, -torch.inf)], dim=1) / temperature, places
+        )
+        for one, others, own in ((first, seconds, firsts), (second, firsts, seconds))
+    ]
+    return torch.stack(losses).mean()

@@ -1,0 +1,83 @@
+"""Where a training runs: the configured device, precision and processes -> Fabric, every process started and seeded."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.strategies import DDPStrategy
+
+from compress_ssl.device import has_fast_bf16
+from compress_ssl.refusal import Refusal
+
+PATIENCE = timedelta(days=1)  # of processes that wait while the first one embeds or scores; torch's is 10 to 30 minutes
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """Where the training runs."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1  # processes on this machine; with torchrun or SLURM their own count is used
+    nodes: int = 1  # machines
+    precision: Literal["auto", "32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it natively
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU, if measured to pay in this run
+    workers: int | None = None  # processes that read images; None: one a core but one, eight at most
+
+
+def launch(config: HardwareConfig, seed: int) -> Fabric:
+    """Fabric on the configured hardware, all processes started and seeded alike."""
+    accelerator = config.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise Refusal("--accelerator cuda expected an NVIDIA device, got none that torch sees: use cpu")
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise Refusal("--accelerator mps expected an Apple device, got none that torch sees: use cpu")
+    if config.devices < 1:
+        raise Refusal(f"--devices expected at least 1, got {config.devices}: raise it")
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(torch.device(accelerator)))
+    devices, nodes = _processes(config)
+    if seed < 0:
+        raise Refusal(f"--seed expected 0 or more, got {seed}: choose another")
+    if accelerator == "cuda":  # the same losses again, also after a resumption, cost some speed
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=DDPStrategy(timeout=PATIENCE) if devices * nodes > 1 else "auto",
+        precision="bf16-mixed" if bf16 else "32-true",
+    )
+    fabric.launch()
+    for process in getattr(fabric.strategy.launcher, "procs", ()):
+        atexit.register(_see_off, process)
+    fabric.seed_everything(seed, workers=False, verbose=False)
+    return fabric
+
+
+def _processes(config: HardwareConfig) -> tuple[int, int]:
+    """Processes on a machine and machines: as torchrun or SLURM started them, else as configured."""
+    if TorchElasticEnvironment.detect():
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        return devices, int(os.environ["WORLD_SIZE"]) // devices
+    if SLURMEnvironment.detect():
+        nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        return int(os.environ["SLURM_NTASKS"]) // nodes, nodes
+    return config.devices, config.nodes
+
+
+def _see_off(process: subprocess.Popen) -> None:
+    """At the end of the first process: one that still waits for it in a collective would wait for a day."""
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()

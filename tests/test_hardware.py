@@ -1,0 +1,48 @@
+"""Where a training runs: what is asked for is there, and as many processes as their launcher says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from compress_ssl import hardware
+from compress_ssl.hardware import HardwareConfig, launch
+from compress_ssl.refusal import Refusal
+
+HARDWARE = HardwareConfig(accelerator="cpu", precision="32", workers=0)
+
+
+def test_hardware_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback of the driver does not say which option asked for it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Refusal, match="--accelerator cuda"):
+        launch(replace(HARDWARE, accelerator="cuda"), 0)
+    with pytest.raises(Refusal, match="--devices"):
+        launch(replace(HARDWARE, devices=0), 0)
+
+
+def test_torchrun_decides_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --devices left at 1, each process of torchrun would train alone and write the same folder."""
+    for name, value in {"LOCAL_WORLD_SIZE": 4, "WORLD_SIZE": 8, "RANK": 5, "LOCAL_RANK": 1, "GROUP_RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    assert hardware._processes(HARDWARE) == (1, 1), "these names alone are not torchrun's"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert hardware._processes(HARDWARE) == (4, 2)
+
+
+def test_a_process_left_behind_is_ended() -> None:
+    """After an error in the first process the others would keep their accelerators until someone looks."""
+    told = SimpleNamespace(killed=False)
+
+    class Hanging:
+        def wait(self, timeout: float) -> None:
+            raise hardware.subprocess.TimeoutExpired("rank 1", timeout)
+
+        def kill(self) -> None:
+            told.killed = True
+
+    hardware._see_off(Hanging())  # type: ignore[arg-type]
+    assert told.killed
