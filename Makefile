@@ -25,4 +25,4 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	@for file in bank_memory demo_seeds loader step two_processes; do echo "== $$file"; $(BIN)/python benchmarks/$$file.py || exit 1; done
+	@for file in objective demo_seeds loader step two_processes; do echo "== $$file"; $(BIN)/python benchmarks/$$file.py || exit 1; done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# docs/results/{temperature,bank}.md, made again: bash benchmarks/cifar10_bank.sh CIFAR10_FOLDER TEACHER_RUN OUT
+# docs/results/temperature.md, made again: bash benchmarks/cifar10_bank.sh CIFAR10_FOLDER TEACHER_RUN OUT
 # TEACHER_RUN is the teacher of benchmarks/cifar10.sh; about two minutes a run on one core, finished ones are skipped.
 set -euo pipefail
 data=$1 teacher=$2 out=$3

@@ -59,10 +59,11 @@ def filled(size: int, options: argparse.Namespace, dtype: str) -> Bank:
     return bank
 
 
-def way(name: str, size: int, options: argparse.Namespace) -> Callable[[], Any]:
-    """One step's work as a function: forward and backward."""
+def way(name: str, size: int, options: argparse.Namespace, banks: dict[str, Bank]) -> Callable[[], Any]:
+    """One step's work as a function: forward and backward; `banks` are kept for the other ways."""
     dtype, _, path = name.partition(" ")
-    bank = filled(size, options, "float32" if dtype == "paper" else dtype)
+    kept = "float32" if dtype == "paper" else dtype
+    bank = banks.setdefault(kept, banks.get(kept) or filled(size, options, kept))
     query = unit(options.batch_size, options.width, options.device).requires_grad_()
     target = unit(options.batch_size, options.target_width, options.device)
     index = torch.arange(options.batch_size, device=options.device)
@@ -107,7 +108,7 @@ def extra_memory(name: str, size: int, options: argparse.Namespace) -> float:
     if options.device != "cuda":
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**17)
     torch.set_num_threads(options.threads)
-    work = way(name, size, options)
+    work = way(name, size, options, {})
     work()
     if options.device == "cuda":
         torch.cuda.synchronize()
@@ -155,7 +156,8 @@ def compare(options: argparse.Namespace) -> None:
         names += [f"{name} fused" for name in DTYPES]
     print(f"forward + backward, B = {options.batch_size}, K = {size}, widths {options.target_width} / {options.width}")
     print(hardware(options))
-    works = {name: way(name, size, options) for name in names}
+    banks: dict[str, Bank] = {}
+    works = {name: way(name, size, options, banks) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     rates: dict[str, list[float]] = {}
     for _ in range(options.times + 1):
@@ -165,7 +167,8 @@ def compare(options: argparse.Namespace) -> None:
             times[name].append(seconds(work, options.device) * 1000)
     operations = 2 * options.batch_size * size * (options.target_width + 2 * options.width)
     best = {name: max(found) for name, found in rates.items()}
-    del works
+    works.clear()
+    banks.clear()
     context = multiprocessing.get_context("spawn")
     print(f"{'':16}{'n':>3}  {'ms: median (min – max)':32}{'speed-up':>8}  {'of the floor':>12}  {'extra MiB':>10}")
     paper = statistics.median(times["paper"][1:])
@@ -205,7 +208,7 @@ def grow(options: argparse.Namespace) -> None:
 
 def timed_alone(dtype: str, size: int, options: argparse.Namespace) -> tuple[list[float], float]:
     torch.set_num_threads(options.threads)
-    work = way(dtype, size, options)
+    work = way(dtype, size, options, {})
     found = [seconds(work, options.device) * 1000 for _ in range(options.times + 1)][1:]
     peak = torch.cuda.max_memory_allocated() / 2**30 if options.device == "cuda" else resident("VmHWM") / 1024
     return found, peak

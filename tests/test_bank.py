@@ -77,9 +77,9 @@ def allocated(work: Callable[[], object]) -> list[int]:
 
 def test_a_step_allocates_less_than_the_bank_and_a_write_less_than_a_batch() -> None:
     """A bank of the paper's size would be copied each step, and all similarities kept: 2.5 GB in the authors' code."""
-    size, batch, width, target_width = 4001, 7, 129, 67
+    size, batch, width, target_width = 20_001, 7, 129, 67
     config = compress_2q.Config(bank_size=size, start="random")
-    objective = compress_2q.Objective(config, width=width, target_width=target_width, images=9999)
+    objective = compress_2q.Objective(config, width=width, target_width=target_width, images=size)
     query, target = torch.randn(batch, width).requires_grad_(), torch.randn(batch, target_width)
     index = torch.arange(batch)
 

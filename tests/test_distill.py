@@ -882,7 +882,9 @@ def test_a_calibrated_temperature_is_told_used_and_saved(config: Config, capsys:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_whole_table_can_be_the_anchors_and_a_live_teacher_cannot(config: Config, tmp_path: Path) -> None:
+def test_a_whole_table_can_be_the_anchors_and_a_live_teacher_cannot(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first epoch would compare with next to nothing while all anchors lie on the disk."""
     table = tmp_path / "table"
     embed.run(embed.Config(encoder=config.teacher, data="digits", out=table, workers=0, device="cpu"))
@@ -894,5 +896,16 @@ def test_a_whole_table_can_be_the_anchors_and_a_live_teacher_cannot(config: Conf
     assert first > 1.5 * others, "the first step of the ring compares with nothing, the second with 16 anchors"
     resumed = replace(stored, resume=True)
     distill.run(resumed)  # finished already: the anchors are read anew and nothing else happens
+    monkeypatch.setattr(distill, "judged_by", lambda *_: pytest.fail("refused before hours of embedding"))
     with pytest.raises(Refusal, match=r"--objective.anchors stored expected a table .* got a live encoder"):
         distill.run(replace(stored, out=tmp_path / "live", teacher=config.teacher))
+
+
+def test_a_temperature_that_cannot_be_calibrated_ends_every_process_with_one_sentence(config: Config) -> None:
+    """The others would wait for the first one's number until torchrun kills them."""
+    more = ["--devices", "2", "--objective.temperature", "auto", "--objective.perplexity", "0.001"]
+    process = start([str(Path(sys.executable).with_name("compress-ssl")), *arguments(config, *more)])
+    told = process.communicate(timeout=100)[1]
+    assert process.returncode == 2, told
+    assert len(re.findall("expected at least 2000 images to look for neighbours among, got 70", told)) == 1
+    assert "Traceback" not in told

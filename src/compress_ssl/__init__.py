@@ -1,6 +1,6 @@
 """compress-ssl: compress a self-supervised vision encoder into a small one that keeps its neighbourhoods.
 
-A verb is `compress_ssl.VERB.run(compress_ssl.VERB.Config(…))`: pretrain, embed, distill, evaluate, report, demo.
+A verb is `compress_ssl.VERB.run(compress_ssl.VERB.Config(…))`: pretrain, shrink, embed, distill, evaluate, …
 The nouns below are imported when they are first asked for: `import compress_ssl` costs nothing.
 """
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, gather, get_rank, get_world_size
 
-from compress_ssl.quantised import Int8Rows, quantise
+from compress_ssl.calibration import Temperature, check_temperature
+from compress_ssl.quantised import Anchors, Int8Rows, quantise, values
 from compress_ssl.refusal import Refusal
 
 EMPTY = -1  # sample of a row that belongs to no image
@@ -25,18 +26,29 @@ GATHERED_AT_ONCE = 65_536  # rows of each process sent at a time when a spread b
 
 @dataclass(frozen=True, kw_only=True)
 class BankConfig:
-    """Of every objective that keeps a bank."""
+    """Of every objective that compares with a bank. The paper's values, but for what is not compared and the start."""
 
     bank_size: int = 128_000  # anchors held at once; capped at the number of training images
-    bank_dtype: Literal["float32", "bfloat16", "int8"] = "float32"  # 1/2 and 1/4 of the memory; see docs/results
+    bank_dtype: Literal["float32", "bfloat16", "int8"] = "float32"  # 1/2 and 1/4 of the memory
     bank_home: Literal["device", "host"] = (
         "device"  # host: streamed from pinned memory, for banks the device can't hold
     )
     bank_processes: Literal["gathered", "sharded"] = "gathered"  # sharded: each process holds its part, not all of it
+    temperature: Temperature = 0.04  # divides similarities, both sides; larger blurs near neighbours into far ones
+    perplexity: float = 0.02  # temperature auto: neighbours that a query is to have, as a share of the anchors
+    same_image: Literal["mask", "keep"] = "mask"  # an anchor of the query's own image; keep: as the authors' code
+    start: Literal["empty", "random"] = "empty"  # of the bank; random: noise rows, as the authors' code
+    path: Literal["auto", "naive", "streamed", "fused"] = "auto"  # of similarity.anchor_kl; fused: Triton, CUDA only
 
     def __post_init__(self) -> None:
         if self.bank_size < 1:
             raise Refusal(f"--objective.bank-size expected at least 1, got {self.bank_size}: the paper's is 128000")
+        check_temperature(self.temperature, self.perplexity)
+        if self.path == "naive" and self.bank_processes == "sharded":
+            raise Refusal("--objective.path naive expected --objective.bank-processes gathered, got sharded: leave one "
+                          "out")  # fmt: skip
+        if self.path == "fused" and self.bank_home == "host":
+            raise Refusal("--objective.path fused expected --objective.bank-home device, got host: leave one out")
 
 
 class Bank:
@@ -73,7 +85,7 @@ class Bank:
         self.position = 0  # next row to be written, of all processes' rows
         self.filled = 0  # rows [0, filled) hold anchors
 
-    def anchors(self, name: str) -> Tensor | Int8Rows:
+    def anchors(self, name: str) -> Anchors:
         """(filled, D) rows of one model, of this process's part: a view, to be read before the next write."""
         return _slice(self._rows[name], 0, self._local(self.filled))
 
@@ -140,7 +152,7 @@ class Bank:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave, on any number of processes.
 
-        Raises: Refusal if it is of another size, width or dtype.
+        Raises: Refusal if it is of another size or width, or int8 where floats are kept, or the reverse.
         """
         saved = {name: Int8Rows(*part) if isinstance(part, list) else part for name, part in state["rows"].items()}
         expected = {name: _width(rows) for name, rows in self._rows.items()}
@@ -181,37 +193,56 @@ class Bank:
         return torch.cat(blocks)[: self.filled]
 
 
-def _empty(count: int, width: int, dtype: torch.dtype, device: torch.device, pinned: bool) -> Tensor | Int8Rows:
-    values = torch.zeros(count, width, device=device, dtype=dtype, pin_memory=pinned)
+def open_bank(
+    config: BankConfig,
+    widths: dict[str, int],
+    *,
+    images: int,
+    device: torch.device | str,
+    seed: int,
+    group: ProcessGroup | None,
+) -> Bank:
+    """The bank that the options ask for, for a data set of `images`; `group` of all processes, if there are several."""
+    bank = Bank(
+        min(config.bank_size, images),
+        widths,
+        device=device,
+        dtype=DTYPES[config.bank_dtype],
+        host=config.bank_home == "host",
+        group=group if config.bank_processes == "sharded" else None,
+    )
+    if config.start == "random":
+        bank.fill_randomly(torch.Generator().manual_seed(seed))
+    return bank
+
+
+def _empty(count: int, width: int, dtype: torch.dtype, device: torch.device, pinned: bool) -> Anchors:
+    rows = torch.zeros(count, width, device=device, dtype=dtype, pin_memory=pinned)
     if dtype != torch.int8:
-        return values
-    return Int8Rows(values, torch.ones(count, device=device, pin_memory=pinned))
+        return rows
+    return Int8Rows(rows, torch.ones(count, device=device, pin_memory=pinned))
 
 
-def _assign(rows: Tensor | Int8Rows, places: slice, new: Tensor) -> None:
+def _assign(rows: Anchors, places: slice, new: Tensor) -> None:
     # a copy from the device to pinned memory does not wait: later reads of the bank come after it on the same stream
     parts = quantise(new) if isinstance(rows, Int8Rows) else (new,)
     for whole, part in zip(_tensors(rows), parts, strict=True):
         whole[places].copy_(part, non_blocking=True)
 
 
-def _tensors(rows: Tensor | Int8Rows) -> tuple[Tensor, ...]:
+def _tensors(rows: Anchors) -> tuple[Tensor, ...]:
     return rows if isinstance(rows, Int8Rows) else (rows,)
 
 
-def _values(rows: Tensor | Int8Rows) -> Tensor:
-    return rows.values if isinstance(rows, Int8Rows) else rows
+def _width(rows: Anchors) -> int:
+    return values(rows).shape[1]
 
 
-def _width(rows: Tensor | Int8Rows) -> int:
-    return _values(rows).shape[1]
-
-
-def _slice(rows: Tensor | Int8Rows, start: int, stop: int) -> Tensor | Int8Rows:
+def _slice(rows: Anchors, start: int, stop: int) -> Anchors:
     return _map(lambda part: part[start:stop], rows)
 
 
-def _map(function: Callable[[Tensor], Tensor], rows: Tensor | Int8Rows) -> Tensor | Int8Rows:
+def _map(function: Callable[[Tensor], Tensor], rows: Anchors) -> Anchors:
     if isinstance(rows, Int8Rows):
         return Int8Rows(*(function(part) for part in rows))
     return function(rows)

@@ -46,6 +46,19 @@ def decide(
         rehearse: the embeddings and the gradient of a step, through these modules.
     Raises: Refusal if it is asked for and cannot be done.
     """
+    try:
+        _decide(asked, training, modules, rehearse, console)
+    finally:
+        noise.cache_clear()  # a batch of the device's memory
+
+
+def _decide(
+    asked: Literal["auto", "on", "off"],
+    training: Training,
+    modules: list[nn.Module],
+    rehearse: Callable[[], None],
+    console: Console,
+) -> None:
     fabric = training.fabric
     if asked == "on" and (reason := _compile(modules, rehearse)):
         raise Refusal(f"--compile on expected what torch.compile needs, got {reason}: use --compile off")

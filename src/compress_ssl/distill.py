@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from compress_ssl import compilation, datasets, evaluations, objectives, optim
-from compress_ssl.calibration import calibrate
+from compress_ssl.calibration import calibrate, perplexity_share
 from compress_ssl.datasets import ImageSet, Splits
 from compress_ssl.device import refuse_unsafe
 from compress_ssl.embed import embed
@@ -89,12 +89,13 @@ def run(config: Config) -> Path:
         seed=config.training.seed,
         group=torch.distributed.group.WORLD if fabric.world_size > 1 else None,
     )
-    judge = on_first(fabric, lambda: judged_by(teacher, watched))
-    if objective.temperature == "auto":
-        objective.temperature = calibrated(fabric, config.objective.perplexity, judge, objective.bank.size, console)
     if objective.stored_anchors:
         for index, target in teacher.stored():
             objective.fill(target.to(fabric.device), index.to(fabric.device))
+    judge = on_first(fabric, lambda: judged_by(teacher, watched))
+    if objective.temperature == "auto":
+        found = on_first(fabric, lambda: calibrated(judge, config.objective.perplexity))
+        objective.temperature = float(fabric.broadcast(found or 0.0))
     student = (
         Student(encoder, objective.projector_width).train().to(fabric.device).to(memory_format=torch.channels_last)
     )
@@ -117,7 +118,7 @@ def run(config: Config) -> Path:
     def make_scorer() -> Scorer:
         assert run is not None
         assert judge is not None
-        return Scorer(config, student, teacher, judge, watched, run, console)
+        return Scorer(config, student, teacher, judge, objective, watched, run, console)
 
     scorer = on_first(fabric, make_scorer)
     training = Training(
@@ -137,6 +138,12 @@ def run(config: Config) -> Path:
     )
     if config.resume:
         training.resume(config.out)
+    if judge is not None and config.objective.temperature == "auto":  # a resumed run keeps the one it started with
+        share = perplexity_share(
+            *map(torch.from_numpy, (judge.test.rows, judge.train.rows)), temperature=objective.temperature
+        )
+        told = f"perplexity {share * objective.bank.size:.0f} among {objective.bank.size} anchors ({share:.1%})"
+        console.print(f"temperature {objective.temperature:g}: {told}", highlight=False)
     count = config.training.batch_size // fabric.world_size // config.training.accumulate
     rehearse = functools.partial(step.rehearse, (count, 3, side, side))
     compilation.decide(config.hardware.compile, training, step.modules(), rehearse, console=console)
@@ -224,16 +231,10 @@ def judged_by(teacher: Teacher, watched: Splits) -> Embedded:
     return Embedded(train=teacher.embeddings(watched.train), test=teacher.embeddings(watched.test))
 
 
-def calibrated(fabric: Fabric, share: float, judge: Embedded | None, anchors: int, console: Console) -> float:
-    """The temperature that gives the teacher's held-out rows that share of the anchors as neighbours."""
-    temperature = torch.zeros((), dtype=torch.float64)
-    if judge is not None:
-        rows, gallery = torch.from_numpy(judge.test.rows), torch.from_numpy(judge.train.rows)
-        found = calibrate(rows, gallery, share=share)
-        temperature.fill_(found.temperature)
-        told = f"perplexity {found.share * anchors:.0f} among {anchors} anchors ({found.share:.1%})"
-        console.print(f"temperature {found.temperature:g}: {told}", highlight=False)
-    return float(fabric.broadcast(temperature))
+def calibrated(judge: Embedded | None, share: float) -> float:
+    """The temperature that gives the teacher's held-out rows that share of the gallery as neighbours."""
+    assert judge is not None
+    return calibrate(torch.from_numpy(judge.test.rows), torch.from_numpy(judge.train.rows), share=share).temperature
 
 
 class Scorer:
@@ -245,6 +246,7 @@ class Scorer:
         student: Student,
         teacher: Teacher,
         judge: Embedded,
+        objective: Any,
         splits: Splits,
         folder: RunFolder,
         console: Console,
@@ -254,7 +256,7 @@ class Scorer:
         assert splits.test is not None
         self.watched = (splits.train, splits.test)
         self.teacher = replace(judge, teacher=judge)
-        self.teacher_model = teacher
+        self.teacher_model, self.objective = teacher, objective
 
     def __call__(self, training: Training) -> dict[str, float]:
         """Scores of the student as it is; writes it to student/ if it keeps more neighbours than any before."""
@@ -276,7 +278,11 @@ class Scorer:
         models = {"teacher": self.teacher, "student": self._embed(best)}
         about = {
             "teacher": {"spec": self.config.teacher, "width": self.teacher.train.rows.shape[1]},
-            "student": {"spec": str(self.folder.path), **describe(best, self.device)},
+            "student": {
+                "spec": str(self.folder.path),
+                "temperature": self.objective.temperature,  # the number, also where config.yaml says auto
+                **describe(best, self.device),
+            },
         }
         if isinstance(self.teacher_model, LiveTeacher):
             about["teacher"] |= describe(self.teacher_model.encoder, self.device)

@@ -1,6 +1,6 @@
 """A one-off copy of a data set with images of a few hundred pixels a side: all that training needs, read quickly.
 
-All splits are copied, upright and as JPEG; images that are small already keep their pixels. Unusable images are left
+All splits are copied, upright and as JPEG; images that are small already keep their size. Unusable images are left
 out and listed in skipped.jsonl. Restart markers stand in every row of blocks, so that a training crop is decoded
 without the rest of its image (`compress_ssl.jpeg`); any other program reads these files like every JPEG.
 

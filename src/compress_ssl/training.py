@@ -263,7 +263,7 @@ class Training:
             scoring_seconds=self._scoring_seconds,
             score_every=validate_every,
         )
-        self.total_steps = int(self.fabric.broadcast(torch.tensor(self.step + fitting, device=self.fabric.device)))
+        self.total_steps = int(self.fabric.broadcast(self.step + fitting))
         self.fitted = True
         if not self.fabric.is_global_zero:
             return
@@ -421,7 +421,8 @@ class Training:
             return nothing
         device = self.fabric.device
         question = torch.stack([torch.full((), float(one), device=device) for one in mine])
-        asked = HostCopy(self.fabric.all_reduce(question, reduce_op="max"))  # type: ignore[arg-type]
+        torch.distributed.all_reduce(question, torch.distributed.ReduceOp.MAX)  # Fabric's waits at a barrier first
+        asked = HostCopy(question)
         answer, self._agreement = (self._agreement, asked) if device.type == "cuda" else (asked, None)
         return nothing if answer is None else [one > 0 for one in answer.read().tolist()]
 

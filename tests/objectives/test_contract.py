@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compress_ssl import bank, checkpoint, objectives
 from compress_ssl.refusal import Refusal
+from compress_ssl.similarity import streamed
 
 pytestmark = pytest.mark.filterwarnings("error")
 IMAGES, WIDTH, TARGET_WIDTH = 11, 5, 9
@@ -205,3 +206,49 @@ def test_a_calibrated_temperature_is_resumed_not_found_anew(module: ModuleType) 
     started.temperature, resumed.temperature = 0.031, 0.032
     resumed.load_state_dict(started.state_dict())
     assert resumed.temperature == 0.031
+
+
+@pytest.mark.parametrize("path", ["naive", "streamed"])
+def test_the_path_changes_how_the_loss_is_computed_not_what_it_is(module: ModuleType, unit, path: str) -> None:
+    """A researcher who checks us with the naive path would check something else."""
+    if not issubclass(module.Config, bank.BankConfig):
+        pytest.skip("keeps no bank")
+    losses = [float(warm(make(module, path=name), unit)(*batch(make(module), unit, 7))) for name in ("auto", path)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_path_that_the_device_cannot_take_is_refused_before_the_run(module: ModuleType) -> None:
+    """The first step would end in a traceback."""
+    if not issubclass(module.Config, bank.BankConfig):
+        pytest.skip("keeps no bank")
+    with pytest.raises(Refusal, match=r"--objective.path fused expected a CUDA device and Triton, but .* cpu"):
+        make(module, path="fused")
+    with pytest.raises(Refusal, match=r"--objective.path naive expected --objective.bank-processes gathered"):
+        make(module, path="naive", bank_processes="sharded")
+    with pytest.raises(Refusal, match=r"--objective.path fused expected --objective.bank-home device, got host"):
+        make(module, path="fused", bank_home="host")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="host and device are one memory without a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_bank_in_host_memory_trains_as_one_on_the_gpu(
+    module: ModuleType, unit, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """A chunk that is read before it has arrived would be another image's."""
+    if not issubclass(module.Config, bank.BankConfig):
+        pytest.skip("keeps no bank")
+    monkeypatch.setattr(streamed, "CHUNK_CUDA", 5)
+    found = []
+    for home in ("device", "host"):
+        config = module.Config(bank_dtype=dtype, bank_home=home)
+        objective = module.Objective(config, width=WIDTH, target_width=TARGET_WIDTH, images=IMAGES, device="cuda")
+        for number in range(6):
+            query, target, index = (part.cuda() for part in batch(objective, unit, number))
+            query.requires_grad_()
+            loss = objective(query, target, index)
+            loss.backward()
+            found.append((home, float(loss), query.grad.cpu()))
+            objective.update(query, target, index)
+    for (_, loss, gradient), (_, other, others) in zip(found[:6], found[6:], strict=True):
+        assert loss == other
+        assert torch.equal(gradient, others)

@@ -10,17 +10,16 @@ them can be the anchors from the first step on, without a ring (`anchors`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from compress_ssl.bank import DTYPES, Bank, BankConfig
-from compress_ssl.calibration import Temperature, check_temperature
+from compress_ssl.bank import BankConfig, open_bank
 from compress_ssl.refusal import Refusal
-from compress_ssl.similarity import anchor_kl
+from compress_ssl.similarity import anchor_kl, refuse_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +27,10 @@ class Config(BankConfig):
     """The paper's values."""
 
     name: str = "compress_1q"
-    temperature: Temperature = 0.04  # divides similarities, both sides; larger blurs near neighbours into far ones
-    perplexity: float = 0.02  # temperature auto: neighbours that a query is to have, as a share of the anchors
-    same_image: Literal["mask", "keep"] = "mask"  # an anchor of the query's own image; keep: as the authors' code
-    start: Literal["empty", "random"] = "empty"  # of the bank; random: noise rows, as the authors' code
     anchors: Literal["recent", "stored"] = "recent"  # stored: the whole table of a stored teacher, whatever bank_size
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_temperature(self.temperature, self.perplexity)
         if self.anchors == "stored" and self.start == "random":
             raise Refusal("--objective.anchors stored expected --objective.start empty, got random: leave one out")
 
@@ -58,21 +52,14 @@ class Objective:
         group: ProcessGroup | None = None,
     ):
         del width  # of the backbone: a linear projector brings it to the teacher's
+        refuse_path(config.path, device, config.temperature)
         self.config = config
         self.temperature = config.temperature  # a number before the first step: see calibration
         self.projector_width: int | None = target_width
         self.stored_anchors = config.anchors == "stored"
-        self.group = group if config.bank_processes == "sharded" else None
-        self.bank = Bank(
-            images if self.stored_anchors else min(config.bank_size, images),
-            {"target": target_width},
-            device=device,
-            dtype=DTYPES[config.bank_dtype],
-            host=config.bank_home == "host",
-            group=self.group,
-        )
-        if config.start == "random":
-            self.bank.fill_randomly(torch.Generator().manual_seed(seed))
+        if self.stored_anchors:
+            config = replace(config, bank_size=images)
+        self.bank = open_bank(config, {"target": target_width}, images=images, device=device, seed=seed, group=group)
 
     def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
         """(B, D_t) projected unit rows with gradient, (B, D_t) unit rows, (B,) samples -> scalar in nats."""
@@ -86,7 +73,8 @@ class Objective:
             temperature=float(self.temperature),
             index=index if masked else None,
             anchor_index=self.bank.index if masked else None,
-            group=self.group,
+            group=self.bank.group,
+            path=self.config.path,
         )
 
     def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:

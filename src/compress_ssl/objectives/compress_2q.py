@@ -9,15 +9,14 @@ filled yet and anchors of the query's own image are not compared (`start`, `same
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from compress_ssl.bank import DTYPES, Bank, BankConfig
-from compress_ssl.calibration import Temperature, check_temperature
-from compress_ssl.similarity import anchor_kl
+from compress_ssl.bank import BankConfig, open_bank
+from compress_ssl.similarity import anchor_kl, refuse_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +24,7 @@ class Config(BankConfig):
     """The paper's values."""
 
     name: str = "compress_2q"
-    temperature: Temperature = 0.04  # divides similarities, both sides; larger blurs near neighbours into far ones
-    perplexity: float = 0.02  # temperature auto: neighbours that a query is to have, as a share of the anchors
     momentum: float | None = 0.999  # of the slow student that makes the keys; none: keys are the queries themselves
-    same_image: Literal["mask", "keep"] = "mask"  # an anchor of the query's own image; keep: as the authors' code
-    start: Literal["empty", "random"] = "empty"  # of the bank; random: noise rows, as the authors' code
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_temperature(self.temperature, self.perplexity)
 
 
 class Objective:
@@ -53,19 +44,11 @@ class Objective:
         seed: int = 0,
         group: ProcessGroup | None = None,
     ):
+        refuse_path(config.path, device, config.temperature)
         self.config, self.momentum = config, config.momentum
         self.temperature = config.temperature  # a number before the first step: see calibration
-        self.group = group if config.bank_processes == "sharded" else None
-        self.bank = Bank(
-            min(config.bank_size, images),
-            {"key": width, "target": target_width},
-            device=device,
-            dtype=DTYPES[config.bank_dtype],
-            host=config.bank_home == "host",
-            group=self.group,
-        )
-        if config.start == "random":
-            self.bank.fill_randomly(torch.Generator().manual_seed(seed))
+        widths = {"key": width, "target": target_width}
+        self.bank = open_bank(config, widths, images=images, device=device, seed=seed, group=group)
 
     def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
         """(B, D_s) unit rows with gradient, (B, D_t) unit rows, (B,) samples -> scalar in nats."""
@@ -78,7 +61,8 @@ class Objective:
             temperature=float(self.temperature),
             index=index if masked else None,
             anchor_index=self.bank.index if masked else None,
-            group=self.group,
+            group=self.bank.group,
+            path=self.config.path,
         )
 
     def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup, all_gather, get_rank, get_world_size
 
-from compress_ssl.quantised import Int8Rows
+from compress_ssl.calibration import Temperature
+from compress_ssl.quantised import Anchors, values
+from compress_ssl.refusal import Refusal
 from compress_ssl.similarity import fused, naive, streamed
 from compress_ssl.similarity.divergence import Divergence
-from compress_ssl.similarity.streamed import Anchors
 
 Path = Literal["auto", "naive", "streamed", "fused"]
 
@@ -89,6 +90,16 @@ def anchor_cross_entropy(
     return _mean(query, found.cross_entropy, found.gradient)
 
 
+def refuse_path(path: Path, device: torch.device | str, temperature: Temperature) -> None:
+    """Refuse, before a run starts, a path that the device or the temperature cannot take."""
+    reason = fused.machine_refused(torch.device(device)) if path == "fused" else None
+    if path == "fused" and temperature != "auto" and temperature < fused.LOWEST_TEMPERATURE:
+        raise Refusal(f"--objective.path fused expected a temperature of at least {fused.LOWEST_TEMPERATURE}, got "
+                      f"{temperature}: leave it out")  # fmt: skip
+    if reason is not None:
+        raise Refusal(f"--objective.path fused expected a CUDA device and Triton, but {reason}: leave it out")
+
+
 def _divergence(
     query: Tensor,
     query_anchors: Anchors,
@@ -104,7 +115,7 @@ def _divergence(
 ) -> Divergence:
     target_temperature = temperature if target_temperature is None else target_temperature
     _check(query, query_anchors, target, target_anchors, temperature, target_temperature)
-    _check_samples(index, anchor_index, len(query), _shape(query_anchors)[0])
+    _check_samples(index, anchor_index, len(query), len(values(query_anchors)))
     _check_own(own, query, target)
     banks: tuple[Any, ...] = (query, query_anchors, target, target_anchors)
     shared: dict[str, Any] = {"temperature": temperature, "target_temperature": target_temperature}
@@ -128,7 +139,7 @@ def _divergence(
     if path == "fused":
         reason = fused.refused(*banks, **shared)
         if reason is not None:
-            raise ValueError(f"expected tensors that the fused path can take, got {reason}: leave out path")
+            raise Refusal(f"path fused expected tensors that its kernels can take, but {reason}: leave it out")
         found = fused.divergence(*banks, **options, group=group, gradient=wanted)
     else:
         found = streamed.divergence(*banks, **options, group=group, gradient=wanted)
@@ -167,10 +178,6 @@ class _GradientReady(torch.autograd.Function):
         return (gradient * (upstream / len(gradient))).to(ctx.dtype), None, None
 
 
-def _shape(rows: Anchors) -> tuple[int, ...]:
-    return tuple(rows.values.shape if isinstance(rows, Int8Rows) else rows.shape)
-
-
 def _check(
     query: Tensor,
     query_anchors: Anchors,
@@ -179,7 +186,7 @@ def _check(
     temperature: float,
     target_temperature: float,
 ) -> None:
-    q, qa, t, ta = (_shape(rows) for rows in (query, query_anchors, target, target_anchors))
+    q, qa, t, ta = (tuple(values(rows).shape) for rows in (query, query_anchors, target, target_anchors))
     shapes = f"query {q}, query_anchors {qa}, target {t}, target_anchors {ta}"
     if any(len(shape) != 2 for shape in (q, qa, t, ta)):
         raise ValueError(f"expected four matrices of rows, got {shapes}: flatten or batch them")

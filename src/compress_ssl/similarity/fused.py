@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from compress_ssl.quantised import Int8Rows, quantise
+from compress_ssl.quantised import Anchors, Int8Rows, quantise, values
 from compress_ssl.similarity.divergence import Divergence
 
 SCRATCH_BYTES = 512 * 2**20  # exponentials held at once; 128 000 anchors and 256 queries in bfloat16 take 125 MiB
@@ -79,9 +79,9 @@ TILES = {
 
 def refused(
     query: Tensor,
-    query_anchors: Tensor | Int8Rows,
+    query_anchors: Anchors,
     target: Tensor,
-    target_anchors: Tensor | Int8Rows,
+    target_anchors: Anchors,
     *,
     temperature: float,
     target_temperature: float,
@@ -95,16 +95,17 @@ def refused(
     for name, anchors in (("query_anchors", query_anchors), ("target_anchors", target_anchors)):
         if not isinstance(anchors, Int8Rows) and anchors.dtype not in (torch.float32, torch.bfloat16):
             return f"{name} is {anchors.dtype}, not torch.float32, torch.bfloat16 or Int8Rows"
-    devices = {rows.device for rows in (query, target, _values(query_anchors), _values(target_anchors))}
+    devices = {rows.device for rows in (query, target, values(query_anchors), values(target_anchors))}
     if len(devices) > 1:
         return f"the tensors lie on {' and '.join(sorted(map(str, devices)))}"
-    if query.device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):  # not worth importing Triton to learn
-        return f"the tensors lie on {query.device}, not on a CUDA device"
-    return _machine_refused(query.device)
+    return machine_refused(query.device)
 
 
 @lru_cache
-def _machine_refused(device: torch.device) -> str | None:
+def machine_refused(device: torch.device) -> str | None:
+    """Why this device cannot take this path, in words that end a sentence, or None."""
+    if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):  # not worth importing Triton to learn
+        return f"the tensors lie on {device}, not on a CUDA device"
     try:
         interpreted = _kernels().INTERPRETED
     except ImportError as trouble:
@@ -122,9 +123,9 @@ def _machine_refused(device: torch.device) -> str | None:
 
 def divergence(
     query: Tensor,
-    query_anchors: Tensor | Int8Rows,
+    query_anchors: Anchors,
     target: Tensor,
-    target_anchors: Tensor | Int8Rows,
+    target_anchors: Anchors,
     *,
     temperature: float,
     target_temperature: float,
@@ -207,7 +208,7 @@ class _Side:
         return tile._replace(queries=64) if tile.queries > 64 >= len(self.rows) else tile
 
 
-def _side(rows: Tensor, anchors: Tensor | Int8Rows, temperature: float) -> _Side:
+def _side(rows: Tensor, anchors: Anchors, temperature: float) -> _Side:
     if isinstance(anchors, Int8Rows):
         values, scale = quantise(rows)
         return _Side(values, scale, _dense(anchors.values), anchors.scale.contiguous(), temperature)
@@ -216,10 +217,6 @@ def _side(rows: Tensor, anchors: Tensor | Int8Rows, temperature: float) -> _Side
 
 def _dense(rows: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
-
-
-def _values(anchors: Tensor | Int8Rows) -> Tensor:
-    return anchors.values if isinstance(anchors, Int8Rows) else anchors
 
 
 def _sweep(

@@ -12,15 +12,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compress_ssl.quantised import Int8Rows
+from compress_ssl.quantised import Anchors, Int8Rows
 from compress_ssl.similarity.divergence import Divergence
 
 
 def divergence(
     query: Tensor,
-    query_anchors: Tensor | Int8Rows,
+    query_anchors: Anchors,
     target: Tensor,
-    target_anchors: Tensor | Int8Rows,
+    target_anchors: Anchors,
     *,
     temperature: float,
     target_temperature: float,
@@ -47,10 +47,10 @@ def divergence(
         return Divergence(kl * usable, entropy * usable, None)
 
 
-def _similarities(rows: Tensor, anchors: Tensor | Int8Rows, own: Tensor | None) -> Tensor:
+def _similarities(rows: Tensor, anchors: Anchors, own: Tensor | None) -> Tensor:
     """(B, A) products with the anchors; (B, 1 + A) with an anchor of each row's own in front."""
     constant = anchors.float() if isinstance(anchors, Int8Rows) else anchors.detach()
-    similarities = rows @ constant.to(rows.dtype).T
+    similarities = rows @ constant.to(rows.device, rows.dtype).T
     if own is None:
         return similarities
     return torch.cat([(rows * own.detach().to(rows.dtype)).sum(dim=1, keepdim=True), similarities], dim=1)
