@@ -22,4 +22,5 @@ done
 for seed in 0 1 2; do
   for dtype in float32 bfloat16 int8; do run "${dtype}_$seed" positive --objective.bank-dtype "$dtype" --seed "$seed"; done
 done
+python "$(dirname "$0")/perplexity.py" "$out/positive" "$out/centred"
 for run in "$out"/*/metrics.jsonl; do echo "$(basename "$(dirname "$run")") $(tail -n 1 "$run")"; done
