@@ -113,7 +113,8 @@ class Bank:
             count = self.size
         first = min(count, self.size - self.position)  # rows before the ring's end; the rest starts over at 0
         for position, taken in ((self.position, slice(0, first)), (0, slice(first, count))):
-            self._put(position, index[taken], {name: given[taken] for name, given in rows.items()})
+            if taken.start < taken.stop:
+                self._put(position, index[taken], {name: given[taken] for name, given in rows.items()})
         self.filled = min(self.size, max(self.filled, self.position + count))
         self.position = (self.position + count) % self.size
 
