@@ -909,3 +909,22 @@ def test_a_temperature_that_cannot_be_calibrated_ends_every_process_with_one_sen
     assert process.returncode == 2, told
     assert len(re.findall("expected at least 2000 images to look for neighbours among, got 70", told)) == 1
     assert "Traceback" not in told
+
+
+# ---- workers ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_reads_in_workers_ends_when_it_is_stopped(config: Config, number: signal.Signals) -> None:
+    """Workers heed no signal: a loader that is not ended waits for them for ever, after "everything is saved"."""
+    given = arguments(with_training(config, epochs=99))
+    given[given.index("--workers") + 1] = "1"
+    process = start([str(Path(sys.executable).with_name("compress-ssl")), *given])
+    try:
+        wait_for_step(config.out, 3, process)
+        process.send_signal(number)
+        told = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130, told
+    assert "everything is saved" in told

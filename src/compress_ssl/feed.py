@@ -49,8 +49,12 @@ class Feed:
         return batch
 
     def close(self) -> None:
-        """Wait for the batch under way and drop it."""
+        """Wait for the batch under way, drop it, and end the loader: its workers heed no signal, only their loader."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+        self._next = None
+        close = getattr(self._batches, "close", None)
+        if close is not None:
+            close()
 
     def _make(self) -> Ready:
         batch = self._prepare(next(self._batches))
