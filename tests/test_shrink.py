@@ -15,7 +15,7 @@ from PIL import Image
 
 from compress_ssl import jpeg, shrink
 from compress_ssl.cli import main
-from compress_ssl.datasets import ImageSet, Splits, open_splits
+from compress_ssl.datasets import SHRUNK, ImageSet, Splits, open_splits
 from compress_ssl.loader import TrainLoader
 from compress_ssl.refusal import Refusal
 from compress_ssl.transforms import RandomView, TrainView
@@ -292,3 +292,13 @@ def test_the_command_says_where_the_copy_is(tmp_path: Path, capsys: pytest.Captu
     data, out = str(photos(tmp_path / "photos")), str(tmp_path / "copy")
     assert main(["shrink", "--data", data, "--short-side", "40", "--out", out, "--workers", "0"]) == 0
     assert capsys.readouterr().out.strip() == out
+
+
+def test_a_copy_that_is_not_finished_is_not_a_data_set(tmp_path: Path) -> None:
+    """Half of the images would be trained on without a word."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / SHRUNK).write_text('{"complete": false}')
+    with pytest.raises(Refusal, match=r"expected a whole data set in .*, got a copy that is not finished"):
+        open_splits(str(tmp_path))
+    (tmp_path / SHRUNK).write_text('{"complete": true}')
+    assert len(open_splits(str(tmp_path)).train) == 1

@@ -30,9 +30,7 @@ class BankConfig:
 
     bank_size: int = 128_000  # anchors held at once; capped at the number of training images
     bank_dtype: Literal["float32", "bfloat16", "int8"] = "float32"  # 1/2 and 1/4 of the memory
-    bank_home: Literal["device", "host"] = (
-        "device"  # host: streamed from pinned memory, for banks the device can't hold
-    )
+    bank_home: Literal["device", "host"] = "device"  # host: streamed from pinned memory, if the device can't hold it
     bank_processes: Literal["gathered", "sharded"] = "gathered"  # sharded: each process holds its part, not all of it
     temperature: Temperature = 0.04  # divides similarities, both sides; larger blurs near neighbours into far ones
     perplexity: float = 0.02  # temperature auto: neighbours that a query is to have, as a share of the anchors

@@ -199,13 +199,15 @@ def _refused(told: str, given: dict[str, list[str]], known: dict[str, Any], prog
                 return refusal
     blocks: list[list[str]] = [[]]  # between the rules of its box, which is drawn in ASCII where it must be
     for line in told.splitlines():
-        text = line.strip(" │|╭╮╰╯─-")
-        if text and not line.startswith("╭"):
+        text = line.strip(" │|╭╮╰╯─")  # a dash may begin an option that a line was broken before
+        if text.strip("-+") and not line.startswith("╭"):
             blocks[-1].append(text)
         elif blocks[-1]:
             blocks.append([])
     sentence = " ".join(blocks[0 if "╭" in told else 1])
-    own = re.search(r"(--\S+ )?expected .*", sentence)  # a refusal of a Config's own, which tyro has put in a box
+    own = re.search(
+        r"(--\S+ (\S+ )?)?expected .*", sentence
+    )  # a refusal of a Config's own, which tyro has put in a box
     if own:
         return Refusal(own[0])
     return Refusal(f"expected values that the options take, got: {sentence}: see {program} --help")

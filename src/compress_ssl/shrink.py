@@ -38,7 +38,7 @@ from compress_ssl.picture import Box, Picture, UnusableImage
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import differences, write_atomically
 
-_MANIFEST, _SKIPPED = "shrunk.json", "skipped.jsonl"
+_MANIFEST, _SKIPPED = datasets.SHRUNK, "skipped.jsonl"
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 _TEST_FOLDERS = ("test", "val", "validation")
 _UNFINISHED = ".unfinished"

@@ -250,3 +250,10 @@ def test_own_anchors_of_another_shape_are_refused() -> None:
     rows = case()
     with pytest.raises(ValueError, match="expected one own anchor per query"):
         anchor_kl(*rows, temperature=0.04, own=(rows[0][:1], rows[2][:1]))
+
+
+def test_integers_without_a_scale_are_refused() -> None:
+    """The loss would be infinite, and nothing would say why."""
+    query, anchors, target, others = case()
+    with pytest.raises(ValueError, match=r"expected anchors of floats or Int8Rows, got torch.int8 and torch.float32"):
+        anchor_kl(query, (anchors * 127).to(torch.int8), target, others, temperature=0.04)

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import importlib
 import importlib.util
+import json
 import os
 import pkgutil
 import re
@@ -26,6 +27,8 @@ import numpy as np
 
 from compress_ssl.picture import MAX_PIXELS, Picture
 from compress_ssl.refusal import Refusal, nearest
+
+SHRUNK = "shrunk.json"  # beside a copy made by `shrink`: what of, and whether it is complete
 
 Unusual = Literal["skip", "convert"]
 
@@ -88,6 +91,7 @@ def open_splits(name: str, *, unusual: Unusual = "skip", max_pixels: int = MAX_P
     """
     if name.startswith("~"):
         name = os.path.expanduser(name)  # noqa: PTH111 - in a config file no shell has done it
+    _refuse_unfinished(name)
     for module in sorted(_family(), key=lambda module: not hasattr(module, "NAMES")):
         if name and module.claims(name):  # an empty name would be the working folder
             return module.open_splits(name, unusual=unusual, max_pixels=max_pixels)
@@ -98,6 +102,14 @@ def open_splits(name: str, *, unusual: Unusual = "skip", max_pixels: int = MAX_P
         "expected a folder of images, a .parquet file or a folder of them, 'digits', 'torchvision/NAME' or a module's "
         f"dotted name as the data, got {name!r}{_what_lies_there(name)}: {nearest(name, known_names())}"
     )
+
+
+def _refuse_unfinished(name: str) -> None:
+    """A copy that `shrink` has not finished looks like a data set, and is a part of one."""
+    manifest = Path(name) / SHRUNK
+    if name and manifest.is_file() and not json.loads(manifest.read_text(encoding="utf-8"))["complete"]:
+        raise Refusal(f"expected a whole data set in {name}, got a copy that is not finished: run `compress-ssl "
+                      "shrink` again with the same --out")  # fmt: skip
 
 
 def open_image(images: ImageSet, position: int) -> Picture | np.ndarray:

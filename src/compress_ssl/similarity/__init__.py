@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup, all_gather, get_rank, get_world_size
 
 from compress_ssl.calibration import Temperature
-from compress_ssl.quantised import Anchors, values
+from compress_ssl.quantised import Anchors, Int8Rows, values
 from compress_ssl.refusal import Refusal
 from compress_ssl.similarity import fused, naive, streamed
 from compress_ssl.similarity.divergence import Divergence
@@ -44,8 +44,8 @@ def anchor_kl(
 
     Args:
         query: (B, D_s) unit rows of the student; receives the gradient.
-        query_anchors: (A, D_s) float32, bfloat16, float16 or int8 rows with their scale; row j is the same image as row
-            j of `target_anchors`. Constant. Sums over anchors are kept in float32 at least.
+        query_anchors: (A, D_s) float32, bfloat16, float16 or Int8Rows, which `compress_ssl.quantised.quantise` makes;
+            row j is the same image as row j of `target_anchors`. Constant. Sums are kept in float32 at least.
         target: (B, D_t) unit rows of the teacher. Constant.
         target_anchors: (A, D_t), likewise. Constant. The same object as `query_anchors` saves time.
         temperature: divides the similarities of the student, and of the teacher unless it has its own.
@@ -188,6 +188,11 @@ def _check(
 ) -> None:
     q, qa, t, ta = (tuple(values(rows).shape) for rows in (query, query_anchors, target, target_anchors))
     shapes = f"query {q}, query_anchors {qa}, target {t}, target_anchors {ta}"
+    banks = query_anchors, target_anchors
+    if not all(isinstance(rows, Int8Rows) or rows.is_floating_point() for rows in banks):
+        dtypes = " and ".join(str(values(rows).dtype) for rows in banks)
+        raise ValueError(f"expected anchors of floats or Int8Rows, got {dtypes}: make rows of eight bits with "
+                         "compress_ssl.quantised.quantise")  # fmt: skip
     if any(len(shape) != 2 for shape in (q, qa, t, ta)):
         raise ValueError(f"expected four matrices of rows, got {shapes}: flatten or batch them")
     if q[1] != qa[1] or t[1] != ta[1]:
