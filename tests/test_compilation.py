@@ -52,7 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def decide(asked: Any, frame: Frame, nets: list[nn.Module], work: Any) -> str:
     with Console(file=frame.told, width=300) as console:
-        compilation.decide(asked, frame, nets, work, console=console)  # type: ignore[arg-type]
+        compilation.decide(asked, frame, nets, lambda: work, console=console)  # type: ignore[arg-type]
     return frame.told.getvalue()
 
 

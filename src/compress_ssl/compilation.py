@@ -11,7 +11,6 @@ folded (which every run has), 109 compiled with frozen weights; after 45 s to 10
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,31 +35,19 @@ def decide(
     asked: Literal["auto", "on", "off"],
     training: Training,
     modules: list[nn.Module],
-    rehearse: Callable[[], None],
+    rehearsal: Callable[[], Callable[[], None]],
     *,
     console: Console,
 ) -> None:
     """Compile the modules in place, or leave them; every process must call it, before the first step.
 
     Args:
-        rehearse: the embeddings and the gradient of a step, through these modules.
+        rehearsal: makes a batch, and the function that computes the embeddings and the gradient of a step with it,
+            through these modules. Called only where something is tried out; what it made is freed afterwards.
     Raises: Refusal if it is asked for and cannot be done.
     """
-    try:
-        _decide(asked, training, modules, rehearse, console)
-    finally:
-        noise.cache_clear()  # a batch of the device's memory
-
-
-def _decide(
-    asked: Literal["auto", "on", "off"],
-    training: Training,
-    modules: list[nn.Module],
-    rehearse: Callable[[], None],
-    console: Console,
-) -> None:
     fabric = training.fabric
-    if asked == "on" and (reason := _compile(modules, rehearse)):
+    if asked == "on" and (reason := _compile(modules, rehearsal())):
         raise Refusal(f"--compile on expected what torch.compile needs, got {reason}: use --compile off")
     if asked != "auto":
         training.compiled = asked == "on"
@@ -68,7 +55,7 @@ def _decide(
         switch(modules, compiled=True)
     elif training.compiled is None and fabric.device.type == "cuda":
         start = time.monotonic()
-        told = on_first(fabric, lambda: _measured(training, modules, rehearse))
+        told = on_first(fabric, lambda: _measured(training, modules, rehearsal()))
         kept = told is not None and told.startswith("on")
         training.compiled = largest(fabric, float(kept)) > 0
         switch(modules, compiled=training.compiled)
@@ -148,7 +135,6 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
     return median(found[1:])
 
 
-@functools.lru_cache(1)
 def noise(*shape: int, device: torch.device) -> Tensor:
     """Random pixels to rehearse with."""
     generator = torch.Generator().manual_seed(0)

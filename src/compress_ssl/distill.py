@@ -7,6 +7,7 @@ Beyond the paper: held-out images, needing no labels, choose the best student; a
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,8 @@ def run(config: Config) -> Path:
         told = f"perplexity {share * objective.bank.size:.0f} among {objective.bank.size} anchors ({share:.1%})"
         console.print(f"temperature {objective.temperature:g}: {told}", highlight=False)
     count = config.training.batch_size // fabric.world_size // config.training.accumulate
-    rehearse = functools.partial(step.rehearse, (count, 3, side, side))
-    compilation.decide(config.hardware.compile, training, step.modules(), rehearse, console=console)
+    rehearsal = functools.partial(step.rehearsal, (count, 3, side, side))
+    compilation.decide(config.hardware.compile, training, step.modules(), rehearsal, console=console)
 
     for batch in training:  # images (B, 3, H, W) uint8, index (B,)
         training.note(step(batch, training.waits))
@@ -214,15 +215,19 @@ class Step:
         slow = [] if self.momentum.slow is None else [self.momentum.slow]
         return [self.student, *slow, *self.teacher.modules()]
 
-    def rehearse(self, shape: tuple[int, ...]) -> None:
-        """The embeddings and the gradient of a step; nothing is updated but gradients and running statistics."""
+    def rehearsal(self, shape: tuple[int, ...]) -> Callable[[], None]:
+        """The embeddings and the gradient of a step, of random pixels; only gradients and running statistics change."""
         images = compilation.noise(*shape, device=self.fabric.device).contiguous(memory_format=torch.channels_last)
-        with self.fabric.autocast():
-            query = self.student(images)
-        query.square().mean().backward()
-        with self.fabric.autocast(), torch.no_grad():
-            for module in self.modules()[1:]:
-                module(images)
+
+        def rehearse() -> None:
+            with self.fabric.autocast():
+                query = self.student(images)
+            query.square().mean().backward()
+            with self.fabric.autocast(), torch.no_grad():
+                for module in self.modules()[1:]:
+                    module(images)
+
+        return rehearse
 
 
 def judged_by(teacher: Teacher, watched: Splits) -> Embedded:

@@ -5,6 +5,7 @@ The frame is training.py's; the method (views, head, loss) is a file of pretrain
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,13 +135,18 @@ def run(config: Config) -> Path:
     if config.resume:
         training.resume(config.out)
 
-    def rehearse() -> None:
+    def rehearsal() -> Callable[[], None]:
         side, count = encoder.preprocessing.size, config.training.batch_size // fabric.world_size
-        with fabric.autocast():
-            rows = learner(compilation.noise(count, 2, 3, side, side, device=fabric.device))
-        rows.square().mean().backward()
+        images = compilation.noise(count, 2, 3, side, side, device=fabric.device)
 
-    compilation.decide(config.hardware.compile, training, [learner], rehearse, console=console)
+        def rehearse() -> None:
+            with fabric.autocast():
+                rows = learner(images)
+            rows.square().mean().backward()
+
+        return rehearse
+
+    compilation.decide(config.hardware.compile, training, [learner], rehearsal, console=console)
     for batch in training:  # images (B, V, 3, H, W) uint8
         generator = torch.Generator().manual_seed(step_seed(config.training.seed, training.step))
         views = learner.method.change(batch.images, generator, rank=fabric.global_rank, ranks=fabric.world_size)
