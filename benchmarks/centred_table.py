@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from compress_ssl.embeddings import Embeddings, Table, TableWriter
+from compress_ssl.embeddings import Embeddings
+from compress_ssl.table import Table
+from compress_ssl.table_writer import write_embeddings
 
 
 def main() -> None:
@@ -19,21 +21,16 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     table = Table(options.table)
-    mean = table.rows("train", np.arange(len(table.ids("train")))).astype(np.float32).mean(axis=0)
-    encoder = table.origin["encoder"]
-    origin = table.origin | {"encoder": encoder | {"spec": f"{encoder['spec']}, centred"}, "dtype": "float32"}
-    writer, shards = TableWriter(options.out, origin), {}
+    mean = table.embeddings("train").rows.mean(axis=0)
+    splits = {}
     for split in table.splits():
-        ids, labels = table.ids(split), table.labels(split)
-        starts = range(0, len(ids), origin["shard_rows"])
-        shards[split] = len(starts)
-        for shard, start in enumerate(starts):
-            places = np.arange(start, min(len(ids), start + origin["shard_rows"]))
-            rows = table.rows(split, places).astype(np.float32) - mean
-            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-            names = tuple(ids[place] for place in places)
-            writer.write(split, shard, Embeddings(rows=rows, labels=labels[places], ids=names), [], "float32")
-    writer.complete(shards)
+        found = table.embeddings(split)
+        rows = found.rows - mean
+        splits[split] = Embeddings(rows / np.linalg.norm(rows, axis=1, keepdims=True), found.labels, found.ids)
+    encoder = table.origin["encoder"] | {"spec": f"{table.origin['encoder']['spec']}, centred"}
+    origin = table.origin | {"encoder": encoder, "views": {"count": 0}, "dtype": "float32"}
+    evidence = {split: table.evidence(split) for split in table.splits()}
+    write_embeddings(options.out, splits, origin, evidence=evidence)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ import argparse
 import statistics
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compress_ssl.embeddings import Table
 from compress_ssl.quantised import quantise
 from compress_ssl.similarity import naive, streamed
+from compress_ssl.table import Table
 
 KINDS = {"float32": lambda rows: rows, "bfloat16": Tensor.bfloat16, "int8": quantise}
 
@@ -43,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     tables = [Table(path) for path in (options.teacher, options.student)]
     count = len(tables[0].ids("train"))
-    teacher, student = (torch.from_numpy(table.rows("train", np.arange(count)).astype(np.float32)) for table in tables)
+    teacher, student = (torch.from_numpy(table.embeddings("train").rows) for table in tables)
     temperatures = {"temperature": options.temperature, "target_temperature": options.temperature}
     for told, target, query in (
         (f"as they are ({teacher.shape[1]} / {student.shape[1]})", teacher, student),

@@ -9,11 +9,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from compress_ssl.calibration import calibrate, perplexity_share
-from compress_ssl.embeddings import Table
+from compress_ssl.table import Table
 
 TEMPERATURES = (0.01, 0.02, 0.04, 0.07, 0.1)
 SHARES = (0.01, 0.02, 0.05, 0.1)
@@ -22,7 +21,7 @@ SHARES = (0.01, 0.02, 0.05, 0.1)
 def rows(table: Table, split: str, count: int) -> Tensor:
     """At most `count` rows of a split, drawn with a fixed seed."""
     order = np.random.default_rng(0).permutation(len(table.ids(split)))[:count]
-    return torch.from_numpy(table.rows(split, order).astype(np.float32))
+    return table.rows(table.first(split) + order)
 
 
 def main() -> None:

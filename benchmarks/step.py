@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from compress_ssl import compilation, objectives, optim
 from compress_ssl.distill import Step
-from compress_ssl.embeddings import Embeddings, Table, TableWriter
+from compress_ssl.embeddings import Embeddings
 from compress_ssl.encoder import open_encoder
 from compress_ssl.feed import Feed
 from compress_ssl.hardware import HardwareConfig, launch
@@ -41,8 +41,10 @@ from compress_ssl.loader import Batch
 from compress_ssl.momentum import Momentum
 from compress_ssl.optim import OptimizerConfig
 from compress_ssl.run_folder import plain
+from compress_ssl.stored_teacher import StoredTeacher
 from compress_ssl.student import Student
-from compress_ssl.teacher import LiveTeacher, StoredTeacher
+from compress_ssl.table_writer import write_embeddings
+from compress_ssl.teacher import LiveTeacher
 from compress_ssl.transforms import Preprocessing
 from compress_ssl.waits import Waits, sentence
 
@@ -65,12 +67,10 @@ class Pictures:
 def stored_teacher(folder: Path, options: argparse.Namespace, width: int, device: torch.device) -> StoredTeacher:
     """Over a table of random rows for a batch's images."""
     images = Pictures(options.batch_size)
-    origin = {"encoder": {"spec": options.teacher, "width": width, "preprocessing": plain(Preprocessing())}, "data": {}}
-    writer = TableWriter(folder, origin)
+    origin = {"encoder": {"spec": options.teacher, "width": width, "preprocessing": plain(Preprocessing())}}
     rows = unit(len(images), width, torch.device("cpu")).numpy()
-    writer.write("train", 0, Embeddings(rows=rows, labels=images.labels, ids=images.ids), [], "float16")
-    writer.complete({"train": 1})
-    return StoredTeacher(Table(folder), images, device=device)  # type: ignore[arg-type]
+    table = write_embeddings(folder, {"train": Embeddings(rows=rows, labels=images.labels, ids=images.ids)}, origin)
+    return StoredTeacher(table, images, device=device)  # type: ignore[arg-type]
 
 
 def unit(count: int, width: int, device: torch.device) -> Tensor:

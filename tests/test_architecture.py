@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "compress_ssl"
 FAMILIES = ("backbones", "datasets", "evaluations", "objectives", "pretraining")
 # who may name a file of a family: the verbs, downstream of all of them; the family's own files
-VERBS = {"demo", "pretrain", "shrink", "embed", "distill", "evaluate", "report"}
+VERBS = {"demo", "doctor", "pretrain", "shrink", "embed", "distill", "evaluate", "report"}
 FINDERS = {"compress_ssl.encoder": {"compress_ssl.backbones.from_timm", "compress_ssl.backbones.from_torchvision"}}
 
 

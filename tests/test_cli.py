@@ -117,7 +117,7 @@ def test_every_verbs_help_is_readable(verb, flag, capsys):
     out, err = capsys.readouterr()
     assert err == ""
     assert f"compress-ssl {verb} [-h]" in out
-    assert "--out" in out
+    assert ("--out" in out) == (verb != "doctor")  # which writes nothing
     usage, _, _, *options = out.splitlines()  # the two sentences at the top are the terminal's to wrap
     assert usage.startswith("usage: compress-ssl")
     assert max(map(len, options)) <= 80

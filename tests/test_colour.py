@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from compress_ssl.colour import Change, Config, apply, draw
+from compress_ssl.colour import OFF, Change, Config, apply, draw
+from compress_ssl.refusal import Refusal
 
 pytestmark = pytest.mark.filterwarnings("error")
 BATCH = 7
@@ -146,3 +147,29 @@ def test_the_memory_format_of_the_images_does_not_matter() -> None:
     drawn = change(STRONG)
     laid_out = pictures().contiguous(memory_format=torch.channels_last)
     assert int((apply(laid_out, drawn).int() - apply(pictures(), drawn).int()).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_a_part_of_a_batch_changes_as_it_does_in_the_whole(parts: int) -> None:
+    """With --accumulate, or in several processes, a student would see other colours."""
+    images = pictures()
+    for seed in range(5):
+        drawn = change(replace(STRONG, probability=0.4), seed=seed)
+        places = torch.arange(BATCH).tensor_split(parts)
+        parted = [apply(images[part], drawn.part(int(part[0]), int(part[-1]) + 1)) for part in places]
+        assert torch.equal(torch.cat(parted), apply(images, drawn))
+
+
+def test_off_is_off_and_anything_above_is_not() -> None:
+    """Each step would pay for a change that changes nothing, or an option would be ignored."""
+    assert not OFF.changes
+    assert torch.equal(apply(pictures(), change(OFF)), pictures())
+    assert all(replace(OFF, **{name: 0.1}).changes for name in ("probability", "grey", "blur"))
+
+
+@pytest.mark.parametrize("name", ["probability", "grey", "blur"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_what_is_no_probability_is_refused(name: str, value: float) -> None:
+    """80 for 80 % would change every image, without a word."""
+    with pytest.raises(Refusal, match=rf"colour\.{name} expected a probability in \[0, 1\], got"):
+        Config(**{name: value})

@@ -35,3 +35,20 @@ def test_a_device_that_is_not_here_is_refused():
         with pytest.raises(Refusal, match=rf"--device expected .* got '{name}' .*: use cpu") as refusal:
             device.open_device(name)
         assert "\n" not in str(refusal.value)
+
+
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight processes on one of eight GPUs: an eighth of the speed, if there is memory enough at all."""
+    asked = []
+
+    def empty(*_: int, device: str) -> torch.Tensor:
+        asked.append(device)
+        return torch.zeros(0)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for count in (1, 4):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        for name, local_rank in (("auto", 0), ("cuda", 3), ("auto", 5), ("cuda:2", 3), ("cpu", 3)):
+            device.open_device(name, local_rank=local_rank)
+    assert asked == ["cuda", "cuda", "cuda", "cuda:2", "cpu", "cuda:0", "cuda:3", "cuda:1", "cuda:2", "cpu"]

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,15 +24,19 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compress_ssl import checkpoint, cli, datasets, distill, embed, time_budget, training
+from compress_ssl import checkpoint, cli, colour, datasets, distill, embed, time_budget, training
 from compress_ssl.datasets import Splits
 from compress_ssl.distill import Config, Scorer
 from compress_ssl.encoder import Encoder, open_encoder, save_encoder
 from compress_ssl.hardware import HardwareConfig
 from compress_ssl.loader import Batch, TrainLoader
+from compress_ssl.momentum import Momentum
 from compress_ssl.objectives import compress_1q, compress_2q
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
 from compress_ssl.refusal import Refusal
+from compress_ssl.stored_teacher import StoredConfig
+from compress_ssl.student import Student
+from compress_ssl.table import Table
 from compress_ssl.teacher import LiveTeacher
 from compress_ssl.training import TrainingConfig
 from compress_ssl.transforms import RandomView
@@ -549,7 +554,7 @@ def test_what_another_process_meets_is_told_by_the_first(config: Config, tmp_pat
         pixels = np.random.default_rng(number).integers(0, 256, (9, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(photos / f"{number:02d}.png")
     config = with_training(replace(config, data=str(photos), held_out=8, gallery=8), batch_size=8, epochs=1)
-    images, watched = distill._split(config)
+    _, images, watched = distill._split(config)
     assert watched.test is not None
     loader = TrainLoader(images, RandomView(config.view, 8), batch_size=8, seed=3, workers=0, rank=1, ranks=2)
     scored = {*watched.train.ids, *watched.test.ids}
@@ -785,6 +790,221 @@ def test_a_table_of_stored_embeddings_teaches(config: Config, tmp_path: Path) ->
     distill.run(live)
     ours, theirs = (lines(run, "validation")[0]["teacher_nearest_neighbour"] for run in (config.out, live.out))
     assert ours == pytest.approx(theirs, abs=0.02)
+
+
+# ---- stored views, replayed ----
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """100 pictures of noise in two sizes."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(100):
+        pixels = np.random.default_rng(number).integers(0, 256, (13, 11 + number % 2, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def stored(teacher: str, photos: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """A table of the teacher's rows, with random views of the run's seed; each made once."""
+    made: dict[str, str] = {}
+
+    def table(dtype: str = "float32", views: int = 3, size: int = 8) -> str:
+        name = f"{dtype}-{views}-{size}"
+        if name not in made:
+            out = tmp_path_factory.mktemp("tables") / name
+            given = embed.Config(encoder=teacher, data=photos, out=out, views=views, seed=3, dtype=dtype, size=size)  # type: ignore[arg-type]
+            made[name] = str(embed.run(replace(given, workers=0, device="cpu")))
+        return made[name]
+
+    return table
+
+
+@pytest.fixture
+def three_epochs(config: Config, photos: str) -> Config:
+    """12 steps of 23 of the 92 photos that are not held out, the loss of each."""
+    config = replace(config, data=photos, held_out=8, gallery=12)
+    return with_training(config, epochs=3, batch_size=23, validate_every_epochs=NEVER, log_every_steps=1)
+
+
+def losses(run: Path) -> np.ndarray:
+    return np.array([line["loss"] for line in lines(run, "train")])
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_run_over_a_stored_view_for_each_epoch_is_the_run_with_the_live_teacher(
+    three_epochs: Config, stored: Callable[..., str], objective: str
+) -> None:
+    """What a table saves in hours it would cost in accuracy, as the paper's does.
+
+    A transformer, for it is smooth: at a ReLU's corner a difference of one bit becomes one of a thousandth.
+    """
+    config = replace(three_epochs, objective=OBJECTIVES[objective], student="timm/test_vit", student_size=32)
+    live = losses(distill.run(replace(config, out=config.out.parent / "live", teacher_size=32)))
+    assert len(live) == 12
+    for dtype, tolerance in (("float32", 1e-5), ("float16", 5e-3)):
+        kept = replace(config, out=config.out.parent / dtype, teacher=stored(dtype, size=32))
+        np.testing.assert_allclose(losses(distill.run(kept)), live, rtol=tolerance, err_msg=dtype)
+    same = replace(kept, out=config.out.parent / "in memory", stored=StoredConfig(in_memory=True))
+    distill.run(same)
+    assert lines(same.out, "train") == lines(kept.out, "train")
+
+
+@pytest.mark.usefixtures("quick")
+def test_with_one_stored_view_every_epoch_sees_it(
+    three_epochs: Config, stored: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epoch 1 would look up a view that nobody has stored, or the student would see a new crop beside an old row."""
+    batches: list[Batch] = []
+    step = distill.Step.__call__
+    monkeypatch.setattr(
+        distill.Step, "__call__", lambda self, batch, *more: batches.append(batch) or step(self, batch, *more)
+    )
+    distill.run(replace(three_epochs, teacher=stored(views=1)))
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    for batch in batches:
+        assert batch.target is not None
+        for place, image, row in zip(batch.index.tolist(), batch.images, batch.target, strict=True):
+            before = seen.setdefault(place, (image, row))
+            assert torch.equal(before[0], image)
+            assert torch.equal(before[1], row)
+    assert [batch.epoch for batch in batches] == [0] * 4 + [1] * 4 + [2] * 4
+
+
+@pytest.mark.usefixtures("quick")
+def test_vectors_with_ids_teach_as_the_table_they_come_from_does_in_the_papers_way(
+    three_epochs: Config, stored: Callable[..., str], tmp_path: Path
+) -> None:
+    """A model behind a service, or one that nobody can run any more, could not be compressed."""
+    config = with_training(replace(three_epochs, student_size=8), epochs=1)
+    table = Table(Path(stored()))
+    rows, order = table.embeddings("train"), np.random.default_rng(0).permutation(100)
+    np.save(tmp_path / "rows.npy", rows.rows[order])
+    (tmp_path / "ids.txt").write_text("".join(f"{rows.ids[place]}\n" for place in order))
+    papers = replace(config, teacher=stored(), stored=StoredConfig(student_view="random"))
+    vectors = replace(config, teacher=str(tmp_path / "rows.npy"), ids=tmp_path / "ids.txt", out=tmp_path / "vectors")
+    distill.run(papers), distill.run(vectors)
+    np.testing.assert_allclose(losses(vectors.out), losses(papers.out), rtol=1e-6)
+    replayed = replace(config, teacher=stored(), out=tmp_path / "replayed")
+    apart = losses(distill.run(replayed))[1:] / losses(papers.out)[1:] - 1
+    assert np.abs(apart).min() > 1e-3, "other rows and other pixels"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_is_not_resumed_over_a_table_made_anew_by_other_weights(
+    three_epochs: Config, stored: Callable[..., str], tmp_path: Path
+) -> None:
+    """Half of the student would be taught by one teacher and half by another, under one name."""
+    table, other = tmp_path / "table", tmp_path / "other"
+    shutil.copytree(stored(), table)
+    config = with_training(replace(three_epochs, teacher=str(table)), save_every_minutes=0)
+    with pytest.MonkeyPatch.context() as patch:
+        before_a_step_is_saved(patch)
+        with pytest.raises(Killed):
+            distill.run(config)
+    weights_before = Table(table).origin["encoder"]["weights"]
+    shutil.rmtree(table)
+    torch.manual_seed(6)
+    save_encoder(open_encoder(STUDENT, weights="random", size=8), other)
+    given = embed.Config(encoder=str(other), data=three_epochs.data, out=table, views=3, seed=3, dtype="float32")
+    embed.run(replace(given, workers=0, device="cpu"))
+    weights_now = Table(table).origin["encoder"]["weights"]
+    told = rf"teacher weights: expected {weights_before[:16]}, got {weights_now[:16]}\)"
+    with pytest.raises(Refusal, match=rf"--resume expected .* got other content \({told}: put the old back"):
+        distill.run(replace(config, resume=True))
+
+
+# ---- colours for the student alone ----
+
+COLOURS = colour.Config(probability=0.8, brightness=0.7, contrast=0.7, grey=0.1, blur=0.3)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_change_of_colours_reaches_query_and_key_and_never_the_teacher(
+    config: Config, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    """The teacher would be asked about pictures that it was not made for, or query and key be of different ones."""
+    seen: dict[str, list[Tensor]] = {"teacher": [], "query": [], "key": []}
+    call, forward, key = LiveTeacher.__call__, Student.forward, Momentum.__call__
+
+    def as_teacher(self: LiveTeacher, batch: Batch) -> Tensor:
+        seen["teacher"].append(batch.images.clone())
+        return call(self, batch)
+
+    def as_query(self: Student, images: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            seen["query"].append(images.clone())
+        return forward(self, images)
+
+    def as_key(self: Momentum, images: Tensor, query: Tensor) -> Tensor:
+        seen["key"].append(images.clone())
+        return key(self, images, query)
+
+    config = with_training(replace(config, objective=OBJECTIVES[objective]), validate_every_epochs=NEVER)
+    distill.run(config)
+    plain = seen["teacher"][:]
+    assert all(map(torch.equal, plain, seen["query"])), "off by default"
+    monkeypatch.setattr(LiveTeacher, "__call__", as_teacher)
+    monkeypatch.setattr(Student, "forward", as_query)
+    monkeypatch.setattr(Momentum, "__call__", as_key)
+    coloured = replace(config, out=config.out.parent / "coloured", student_colour=COLOURS)
+    distill.run(coloured)
+    assert len(seen["teacher"]) == len(seen["query"]) == len(seen["key"]) == 13
+    for step, (looked, query, keyed) in enumerate(zip(seen["teacher"], seen["query"], seen["key"], strict=True)):
+        change = distill.changed_colours(coloured, Alone(0, 1), step)  # type: ignore[arg-type]
+        assert change is not None
+        assert torch.equal(query, keyed)
+        assert torch.equal(query, colour.apply(looked, change))
+        assert not torch.equal(query, looked)
+
+
+class Alone:
+    """What the drawing of colours asks of Fabric."""
+
+    def __init__(self, rank: int, ranks: int):
+        self.global_rank, self.world_size = rank, ranks
+
+
+def test_processes_draw_the_colours_of_one_and_every_step_its_own(config: Config) -> None:
+    """Two processes would train another student than one, or every step would change its colours alike."""
+    config = replace(config, student_colour=COLOURS)
+    whole, *parts = (distill.changed_colours(config, Alone(*rank), 7) for rank in ((0, 1), (0, 2), (1, 2)))  # type: ignore[arg-type]
+    assert whole is not None
+    for name in ("brightness", "contrast", "saturation", "hue", "grey", "sigma"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    assert {part.order for part in parts if part is not None} == {whole.order}
+    other = distill.changed_colours(config, Alone(0, 1), 8)  # type: ignore[arg-type]
+    assert other is not None
+    assert not torch.equal(other.brightness, whole.brightness)
+
+
+@pytest.mark.usefixtures("quick")
+def test_colours_are_the_same_however_many_parts_a_batch_is_computed_in(without_batch_norm: Config) -> None:
+    """Less memory would mean another training."""
+    config = with_training(replace(without_batch_norm, student_colour=COLOURS), epochs=4 / EPOCH)
+    distill.run(config)
+    parted = with_training(replace(config, out=config.out.parent / "parts"), accumulate=3)
+    distill.run(parted)
+    assert_close(config.out, parted.out, tolerance=1e-5)
+
+
+@pytest.mark.usefixtures("quick")
+def test_replay_with_colours_killed_and_resumed_is_the_run_never_killed(
+    three_epochs: Config, stored: Callable[..., str]
+) -> None:
+    """A pre-empted machine would go on with another view or with other colours."""
+    config = with_training(replace(three_epochs, teacher=stored(), student_colour=COLOURS), save_every_minutes=0)
+    reference = replace(config, out=config.out.parent / "whole")
+    distill.run(reference)
+    with pytest.MonkeyPatch.context() as patch:
+        before_a_step_is_saved(patch)
+        with pytest.raises(Killed):
+            distill.run(config)
+    distill.run(replace(config, resume=True))
+    assert_same_run(reference.out, config.out)
 
 
 # ---- refusals of the whole ----

@@ -6,17 +6,22 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from compress_ssl import datasets, distill, embed, evaluate, evaluations
+from compress_ssl import datasets, distill, embed, evaluate, evaluations, report
 from compress_ssl.encoder import multiply_adds, open_encoder, parameter_count, save_encoder
 from compress_ssl.evaluate import Protocols
 from compress_ssl.evaluations import linear_probe
+from compress_ssl.hardware import HardwareConfig
+from compress_ssl.objectives import regression
 from compress_ssl.refusal import Refusal
 from compress_ssl.student import Student, save_student
-from compress_ssl.transforms import EvaluationView, RandomView, TrainView
+from compress_ssl.training import TrainingConfig
+from compress_ssl.transforms import EvaluationView, RandomView, Sample, TrainView
 
 TEACHER, STUDENT = "compress/resnet10_small_w16@random", "compress/resnet10_small_w8@random"
 METRICS = {"nearest_neighbour", "nearest_neighbour_20", "linear_probe", "cluster_alignment", "neighbour_overlap_10"}
@@ -188,7 +193,7 @@ def test_the_queries_are_those_that_distill_held_out(tmp_path):
     """Queries that a student was trained on would flatter it, and only on sets of more than ten thousand images."""
     data = str(photos(tmp_path / "photos", 60))
     config = distill.Config(teacher="t", data=data, out=tmp_path / "run", held_out=4)
-    trained_on, watched = distill._split(config)
+    _, trained_on, watched = distill._split(config)
     splits = evaluate.open_data(data, 4, unusual="skip")
     assert list(splits.test.ids) == list(watched.test.ids)
     assert list(splits.train.ids) == list(trained_on.ids)
@@ -247,6 +252,133 @@ def test_a_table_of_other_images_is_refused(models, tmp_path):
         run([tmp_path / "table"], "digits", tmp_path / "out")
 
 
+def vectors_of(spec, data, folder) -> tuple[Path, Path]:
+    """What a service would return for the images of both splits: any order, rows of any length."""
+    encoder, rows, ids = open_encoder(str(spec), weights="pretrained").eval(), [], []
+    splits = datasets.open_splits(str(data))
+    for images in (splits.train, splits.test):
+        if images is not None:
+            view = EvaluationView(encoder.preprocessing)
+            found = embed.embed(encoder, images, view=view, device=torch.device("cpu"), workers=0)
+            rows.append(found.rows)
+            ids += found.ids
+    random = np.random.default_rng(4)
+    order = random.permutation(len(ids))
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "vectors.npy", np.concatenate(rows)[order] * random.uniform(0.1, 9, (len(ids), 1)))
+    (folder / "ids.txt").write_text("".join(f"{ids[place]}\n" for place in order))
+    return folder / "vectors.npy", folder / "ids.txt"
+
+
+def test_a_teacher_known_by_its_vectors_is_scored_like_the_encoder_that_made_them(models, scored, tmp_path):
+    """Whoever has no more than the answers of a service could not tell how much his student keeps of it."""
+    vectors, ids = vectors_of(models / "teacher", "digits", tmp_path / "service")
+    chosen = [f"teacher={vectors}", f"student_1q={models / 'student'}", models / "plain"]
+    found, live = run(chosen, "digits", tmp_path / "out", ids=ids)["models"], scored[1]["models"]
+    for name in ("teacher", "student_1q", "plain"):
+        assert found[name]["metrics"] == pytest.approx(live[name]["metrics"], abs=2 / 360), name
+        assert found[name]["missing"].keys() == live[name]["missing"].keys()
+    assert "asymmetric_nearest_neighbour" in found["student_1q"]["metrics"], "the vectors are the gallery"
+    assert found["teacher"].keys() == {"metrics", "missing", "spec", "width"}, "nobody knows what made them"
+    assert (found["teacher"]["spec"], found["teacher"]["width"]) == (str(vectors), 128)
+
+
+def test_vectors_of_another_width_are_compared_as_far_as_it_goes(models, tmp_path):
+    """One evaluation that does not fit would cost the others."""
+    vectors, ids = vectors_of(models / "plain", "digits", tmp_path / "service")
+    found = run([vectors, models / "student"], "digits", tmp_path / "out", ids=ids)["models"]["student"]
+    assert found["metrics"].keys() >= METRICS
+    assert "128 and 64" in found["missing"]["asymmetric_nearest_neighbour"]
+
+
+def test_unlabelled_pictures_with_vectors_are_scored_and_reported(models, tmp_path):
+    """The page is what a person looks at: it must not need a model's parameters or labels."""
+    data = photos(tmp_path / "photos", 60)
+    vectors, ids = vectors_of(models / "teacher", data, tmp_path / "service")
+    results = run([f"teacher={vectors}", f"student={models / 'plain'}"], data, tmp_path / "out", ids=ids)
+    assert results["models"]["teacher"]["metrics"] == {"neighbour_overlap_10": 1}
+    assert results["models"]["student"]["metrics"].keys() == {"neighbour_overlap_10"}
+    page = report.run(report.Config(runs=(str(tmp_path / "out"),)))
+    assert "teacher" in Path(page).read_text()
+
+
+def test_tables_and_files_of_vectors_of_several_kinds_stand_side_by_side(models, tmp_path):
+    """Ids of one would be taken for those of another."""
+    data = photos(tmp_path / "photos", 40)
+    vectors, ids = vectors_of(models / "teacher", data, tmp_path / "service")
+    rows = np.load(vectors)
+    columns = {"path": ids.read_text().splitlines(), "embedding": list(rows)}
+    pq.write_table(pa.table(columns), tmp_path / "vectors.parquet")
+    embed.run(embed.Config(encoder=str(models / "teacher"), data=str(data), out=tmp_path / "table", device="cpu",
+                           workers=0))  # fmt: skip
+    results = run([tmp_path / "table", vectors, tmp_path / "vectors.parquet"], data, tmp_path / "out", ids=ids)
+    assert list(results["models"]) == ["table", "vectors.npy", "vectors.parquet"]
+    for found in results["models"].values():
+        assert found["metrics"]["neighbour_overlap_10"] > 0.95
+
+
+def test_pictures_that_only_others_can_read_are_left_out_and_counted(models, tmp_path, capfd):
+    """ImageNet has CMYK pictures: with vectors of a service no student could be scored on it."""
+    data = photos(tmp_path / "photos", 40)
+    service = tmp_path / "service"
+    vectors, ids = vectors_of(models / "teacher", data, service)
+    Image.new("CMYK", (9, 11)).save(data / "print.jpg")
+    np.save(vectors, np.concatenate([np.load(vectors), np.ones((1, 128))]))
+    ids.write_text(ids.read_text() + "print.jpg\n")
+    results = run([vectors, models / "plain"], data, tmp_path / "out", ids=ids)
+    assert sum(results["images"].values()) == 40
+    assert "one of the models has no row of them: 1" in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_training_against_vectors_is_scored_on_the_pictures_that_can_be_read(models, tmp_path):
+    """It would end at its first score, for a CMYK picture among those held out."""
+    data = photos(tmp_path / "photos", 40)
+    vectors, ids = vectors_of(models / "teacher", data, tmp_path / "service")
+    for number in range(20):
+        Image.new("CMYK", (9, 11)).save(data / f"print{number}.jpg")
+    np.save(vectors, np.concatenate([np.load(vectors), np.random.default_rng(1).normal(size=(20, 128))]))
+    ids.write_text(ids.read_text() + "".join(f"print{number}.jpg\n" for number in range(20)))
+    training = TrainingConfig(epochs=1, batch_size=16)
+    hardware = HardwareConfig(accelerator="cpu", workers=0)
+    out = distill.run(
+        distill.Config(teacher=str(vectors), ids=ids, student=STUDENT, student_size=8, data=str(data),
+                       out=tmp_path / "run", objective=regression.Config(), training=training, hardware=hardware)
+    )  # fmt: skip
+    results = json.loads((out / "results.json").read_text())
+    assert 0 < sum(results["images"].values()) <= 40
+    assert results["models"]["teacher"]["metrics"]["neighbour_overlap_10"] == 1
+
+
+def test_an_image_without_a_vector_is_refused_before_anything_is_embedded(models, tmp_path, monkeypatch):
+    """After an hour of embedding the students would be too late."""
+    data = photos(tmp_path / "photos", 40)
+    vectors, ids = vectors_of(models / "teacher", data, tmp_path / "service")
+    Image.new("RGB", (9, 11)).save(data / "new.png")
+    monkeypatch.setattr(evaluate, "embed", lambda *_, **__: pytest.fail("embedded"))
+    with pytest.raises(Refusal, match=r"got none for 1 of .* \(new\.png, …\) in .*vectors\.npy: add their rows"):
+        run([models / "plain", vectors], data, tmp_path / "out", ids=ids)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_row_is_not_that_of_two_images(tmp_path, models, monkeypatch):
+    """1.png of test would be scored with the row of 1.png of train."""
+    data = photos(tmp_path / "photos", 40)
+    vectors, ids = vectors_of(models / "teacher", data, tmp_path / "service")
+    images = datasets.open_splits(str(data)).train
+    monkeypatch.setattr(evaluate, "open_data", lambda *_, **__: datasets.Splits(images, images))
+    with pytest.raises(Refusal, match=r"tell the images of .*, got 000\.png in both, and one row for it in"):
+        run([vectors], data, tmp_path / "out", ids=ids)
+
+
+def test_ids_without_an_array_that_needs_them_are_refused(models, tmp_path):
+    """Given in vain they would seem to be used."""
+    with pytest.raises(Refusal, match=r"--ids expected vectors in a \.npy among the models, got ids\.txt and none"):
+        run([models / "plain"], "digits", tmp_path / "out", ids=Path("ids.txt"))
+    vectors, _ = vectors_of(models / "plain", "digits", tmp_path / "service")
+    with pytest.raises(Refusal, match=r"expected --ids with .*vectors\.npy, got none"):
+        run([vectors], "digits", tmp_path / "out")
+
+
 def test_the_papers_linear_probe_runs(models, tmp_path):
     """The paper's numbers could not be compared with ours under its own protocol."""
     data = photos(tmp_path / "photos", 60, labelled=True)
@@ -262,10 +394,10 @@ def test_every_epoch_of_the_papers_probe_sees_other_views():
     images = datasets.open_splits("digits").train
     view = RandomView(TrainView(), 8)
     picture = images.read(3)
-    views = [view(picture, np.random.default_rng((0, epoch, 3))) for epoch in range(4)]
+    views = [view(picture, Sample(0, epoch, 3, images.ids[3])) for epoch in range(4)]
     assert len({bytes(one.numpy().tobytes()) for one in views}) == 4
     assert views[0].shape == (3, 8, 8)
-    assert torch.equal(views[1], view(picture, np.random.default_rng((0, 1, 3))))
+    assert torch.equal(views[1], view(picture, Sample(0, 1, 3, images.ids[3])))
 
 
 def test_a_table_alone_cannot_do_the_papers_probe(models, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compress_ssl import hardware
-from compress_ssl.hardware import HardwareConfig, launch
+from compress_ssl.hardware import HardwareConfig, Standing, launch, standing
 from compress_ssl.refusal import Refusal
 
 HARDWARE = HardwareConfig(accelerator="cpu", precision="32", workers=0)
@@ -31,6 +31,24 @@ def test_torchrun_decides_the_number_of_processes(monkeypatch: pytest.MonkeyPatc
     assert hardware._processes(HARDWARE) == (1, 1), "these names alone are not torchrun's"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert hardware._processes(HARDWARE) == (4, 2)
+
+
+def test_work_is_shared_out_as_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of eight processes would embed everything, on the first GPU."""
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"LOCAL_WORLD_SIZE": 4, "WORLD_SIZE": 8, "RANK": 5, "LOCAL_RANK": 1, "GROUP_RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    assert standing() == (0, 1, 0), "these names alone are not torchrun's"
+    with monkeypatch.context() as patch:
+        patch.setenv("TORCHELASTIC_RUN_ID", "none")
+        assert standing() == Standing(rank=5, ranks=8, local_rank=1)
+    slurm = {"NTASKS": 6, "NTASKS_PER_NODE": 3, "NNODES": 2, "PROCID": 4, "LOCALID": 2, "JOB_NAME": "embed"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert standing() == Standing(rank=4, ranks=6, local_rank=2)
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # a shell on the cluster, and no srun
+    assert standing() == Standing()
 
 
 def test_a_process_left_behind_is_ended() -> None:

@@ -16,7 +16,7 @@ from compress_ssl.datasets import ImageSet, open_splits
 from compress_ssl.loader import Batch, TrainLoader, evaluation_batches
 from compress_ssl.picture import UnusableImage
 from compress_ssl.refusal import Refusal
-from compress_ssl.transforms import RandomView, TrainView, cut, draw_crop
+from compress_ssl.transforms import Preprocessing, RandomView, RecordedViews, Sample, TrainView, cut, draw_crop
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -47,8 +47,8 @@ class Pictures:
         return "pictures"
 
 
-def view(picture: np.ndarray, random: np.random.Generator) -> Tensor:
-    return cut(picture, draw_crop(*picture.shape[:2], TrainView(), random), 5)
+def view(picture: np.ndarray, sample: Sample) -> Tensor:
+    return cut(picture, draw_crop(*picture.shape[:2], TrainView(), sample.random), 5)
 
 
 def make(
@@ -80,6 +80,20 @@ def test_the_number_of_workers_changes_no_pixel(workers: int) -> None:
 def test_starting_at_a_step_is_skipping_all_before(start: int) -> None:
     """A resumed run would see some images twice and others never."""
     assert_same(take(make(), 3, start=start), take(make(), start + 3)[start:])
+
+
+def test_an_image_keeps_its_views_wherever_it_stands_in_its_set() -> None:
+    """One photograph added to a folder would change what is seen of all others, stored views would be of no use."""
+    images, turned = Pictures(), Pictures()
+    turned.ids, turned.read = images.ids[::-1], lambda position: images.read(22 - position)  # type: ignore[method-assign]
+
+    def views(images: Pictures) -> dict[str, Tensor]:
+        batch = take(make(images, batch_size=23), 1, start=2)[0]
+        return {images.ids[place]: view for place, view in zip(batch.index.tolist(), batch.images, strict=True)}
+
+    first, second = views(images), views(turned)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[id], second[id]) for id in first)
 
 
 def test_an_epoch_has_every_image_at_most_once_in_an_order_of_its_own() -> None:
@@ -128,8 +142,8 @@ def test_a_batch_comes_in_channels_last(workers: int) -> None:
 def test_views_that_lie_otherwise_make_a_batch_too() -> None:
     """A view written outside of the package would come out with its pixels mixed."""
 
-    def planes(picture: np.ndarray, random: np.random.Generator) -> Tensor:
-        return view(picture, random).contiguous()
+    def planes(picture: np.ndarray, sample: Sample) -> Tensor:
+        return view(picture, sample).contiguous()
 
     loader = TrainLoader(Pictures(), planes, batch_size=6, seed=3, workers=0)
     assert_same(take(loader, 2), take(make(), 2))
@@ -184,7 +198,7 @@ def test_an_unusable_image_is_reported_and_the_next_usable_one_takes_its_place()
     stand_in = {0: 1, 4: 6, 5: 6, 22: 1}
     assert whole.index.tolist() == [stand_in.get(place, place) for place in good.index.tolist()]
     for place, index in enumerate(whole.index.tolist()):
-        pixels = view(images.read(index), np.random.default_rng((3, 0, index)))
+        pixels = view(images.read(index), Sample(3, 0, index, images.ids[index]))
         assert torch.equal(whole.images[place], pixels)
     assert {skip.id for skip in whole.skipped} == {"0.png", "4.png", "5.png", "22.png"}
     assert {(skip.kind, skip.detail) for skip in whole.skipped} == {("broken", "not an image at all")}
@@ -218,7 +232,7 @@ def test_evaluation_has_every_usable_image_once_in_order(workers: int) -> None:
     assert len(batches[3].index) == 0  # 9, 10 and 11 are a batch: nothing in it, and nothing breaks
     for batch in batches:
         for place, pixels in zip(batch.index.tolist(), batch.images, strict=True):
-            assert torch.equal(pixels, view(images.read(place), np.random.default_rng((5, 2, place))))
+            assert torch.equal(pixels, view(images.read(place), Sample(5, 2, place, images.ids[place])))
 
 
 def test_evaluation_of_some_images_has_these_in_the_order_asked_for() -> None:
@@ -246,8 +260,58 @@ def test_a_view_may_make_several_pictures_of_one(workers: int) -> None:
     assert not torch.equal(batch.images[:, 0], batch.images[:, 1])
 
 
-def two_views(picture: np.ndarray, random: np.random.Generator) -> Tensor:
-    return torch.stack([view(picture, random), view(picture, random)])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_knows_its_epoch_and_where_its_views_were_cut(workers: int) -> None:
+    """The row of one view would be stored, or looked up, beside the crop of another."""
+    images, recorded = Pictures(unusable=(4,)), RecordedViews(TrainView(), Preprocessing(size=5), 2)
+    loader = TrainLoader(images, recorded, batch_size=7, seed=3, workers=workers)
+    batches = take(loader, 5)
+    assert [batch.epoch for batch in batches] == [0, 0, 0, 1, 1]
+    for batch in batches:
+        assert batch.crops is not None
+        assert batch.crops.shape == (7, 3, 5)
+        assert batch.crops.dtype == torch.int32
+        for place, views, crops in zip(batch.index.tolist(), batch.images, batch.crops, strict=True):
+            expected, where = recorded(images.read(place), Sample(3, batch.epoch, place, images.ids[place]))
+            assert torch.equal(views, expected)
+            np.testing.assert_array_equal(crops.numpy(), where)
+        parts = [part for part, _ in batch.to(torch.device("cpu")).parts(3)]
+        assert torch.equal(torch.cat([part.crops for part in parts if part.crops is not None]), batch.crops)
+        assert {part.epoch for part in parts} == {batch.epoch}
+        assert batch.images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert take(make(), 1)[0].crops is None
+    evaluated = list(evaluation_batches(images, recorded, batch_size=9, workers=workers, epoch=6))
+    assert [batch.epoch for batch in evaluated] == [6, 6, 6]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_images_of_a_batch_are_announced_before_they_are_read(workers: int) -> None:
+    """The rows of a stored teacher would be waited for, one seek after the other."""
+    heard: list[list[tuple[int, int]]] = []
+    loader = make(workers=workers, announce=heard.append)
+    batches = loader.batches(2)
+    for step in range(2, 6):
+        batch = next(batches)
+        assert [(batch.epoch, place) for place in batch.index.tolist()] == heard[step - 2] == loader.keys(step)
+    assert len(heard) == 4 if workers == 0 else len(heard) > 8, "workers are some batches ahead"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_view_refuses_reaches_the_user_as_one_sentence(workers: int) -> None:
+    """A stored crop that does not fit would be a traceback out of a process that nobody knows."""
+    loader = TrainLoader(Pictures(), fussy, batch_size=4, seed=0, workers=workers)
+    with pytest.raises(Refusal, match=r"^expected another picture than \d+\.png, got this one: change it$"):
+        take(loader, 1)
+    with pytest.raises(Refusal, match=r"^expected another picture than 0\.png, got this one: change it$"):
+        list(evaluation_batches(Pictures(), fussy, batch_size=4, workers=workers))
+
+
+def fussy(_: np.ndarray, sample: Sample) -> Tensor:
+    raise Refusal(f"expected another picture than {sample.id}, got this one: change it")
+
+
+def two_views(picture: np.ndarray, sample: Sample) -> Tensor:
+    return torch.stack([view(picture, sample), view(picture, sample._replace(epoch=9))])
 
 
 def refusals() -> Iterator[tuple[int, dict[str, int], str]]:

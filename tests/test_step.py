@@ -123,6 +123,19 @@ def test_no_part_of_a_step_waits_for_the_device(objective: str, accumulate: int)
     assert len(live._rows._waiting) == 3 * accumulate, "the teacher's rows are still to be checked"
 
 
+@pytest.mark.usefixtures("on_meta")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_student_s_colours_change_without_waiting(accumulate: int) -> None:
+    """As above, for who asks for `--student-colour`."""
+    step, _ = make_step(META, "compress_1q", accumulate)
+    change = colour.draw(5, colour.Config(blur=0.5), torch.Generator().manual_seed(0))
+    step(batch(META), Waits(META), change)  # constants are copied once
+    given = batch(META)
+    with Copies() as copies:
+        step(given, Waits(META), change)
+    assert len(copies.found) == accumulate, "one copy of all numbers of a part"
+
+
 @pytest.mark.parametrize("wait", [lambda x: bool(x.any()), lambda x: x.sum().item(), lambda x: x[x > 0], Tensor.cpu])
 def test_the_device_of_these_tests_notices_who_waits(wait: Any) -> None:
     """If these passed, the claim above would be empty."""

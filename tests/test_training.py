@@ -274,6 +274,26 @@ def test_a_run_resumed_at_any_step_logs_the_same_lines(
     assert torch.equal(whole.model.weight, resumed.model.weight)
 
 
+def test_a_run_resumed_over_other_content_is_refused_with_what_was_expected_and_found(
+    tmp_path: Path, clock: Clock, config: TrainingConfig
+) -> None:
+    """Half of a student would be taught by one teacher and half by another; "changed content" would not say which."""
+    first = Frame(tmp_path / "run", clock, config)
+    first.training.inputs = {"data": "12" * 32, "teacher weights": "ab" * 32, "teacher views": '{"count": 4}'}
+    first.go()
+    for changes, told in (
+        ({"teacher weights": "cd" * 32}, r"teacher weights: expected abababababababab, got cdcdcdcdcdcdcdcd"),
+        ({"teacher views": '{"count": 2}'}, r'teacher views: expected \{"count": 4\}, got \{"count": 2\}'),
+        ({"data": "3", "teacher dtype": "int8"}, r"data: .*; teacher dtype: expected nothing of the kind, got int8"),
+    ):
+        again = Frame(tmp_path / "run", clock, config)
+        again.training.inputs = first.training.inputs | changes
+        with pytest.raises(Refusal, match=rf"--resume expected what .*run was started with.*\({told}\): put the old"):
+            again.training.resume(tmp_path / "run")
+    again.training.inputs = dict(first.training.inputs)
+    again.training.resume(tmp_path / "run")
+
+
 def test_a_line_says_what_the_steps_waited_for(tmp_path: Path, config: TrainingConfig) -> None:
     """Someone would buy a faster disk for a step that waits for its teacher."""
     frame = Frame(tmp_path, Clock(), config)

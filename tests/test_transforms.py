@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -16,7 +18,20 @@ from torchvision.transforms import functional as vision
 
 from compress_ssl import jpeg
 from compress_ssl.picture import Picture, decode, open_picture
-from compress_ssl.transforms import Crop, Interpolation, Preprocessing, TrainView, cut, draw_crop, evaluation_view
+from compress_ssl.refusal import Refusal
+from compress_ssl.transforms import (
+    Crop,
+    Interpolation,
+    Preprocessing,
+    RandomView,
+    RecordedViews,
+    ReplayView,
+    Sample,
+    TrainView,
+    cut,
+    draw_crop,
+    evaluation_view,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 SIZES = [(37, 61), (61, 37), (53, 53), (8, 8), (7, 150), (64, 23), (1, 5), (224, 225)]
@@ -213,3 +228,105 @@ def test_the_share_of_mirrored_crops_is_what_was_asked_for(flip: float, low: int
     random = np.random.default_rng(0)
     mirrored = sum(draw_crop(9, 7, TrainView(flip=flip), random).flip for _ in range(400))
     assert low <= mirrored <= high
+
+
+# ---- views that can be drawn again, kept and replayed ----
+
+LOOKED = Preprocessing(size=21, interpolation="bicubic", crop_fraction=0.8)
+
+
+def test_what_is_random_belongs_to_seed_epoch_and_id_by_the_documented_rule() -> None:
+    """Images added to a folder would change the views of all others: `embed` and a later training would differ."""
+    number = int.from_bytes(hashlib.sha256("cat/ä.png".encode()).digest()[:8], "little")
+    expected = np.random.default_rng((3, 5, number)).integers(0, 2**60, 4)
+    for position in (0, 7):
+        np.testing.assert_array_equal(Sample(3, 5, position, "cat/ä.png").random.integers(0, 2**60, 4), expected)
+    others = [Sample(4, 5, 0, "cat/ä.png"), Sample(3, 6, 0, "cat/ä.png"), Sample(3, 5, 0, "cat/a.png")]
+    drawn = {tuple(sample.random.integers(0, 2**60, 4)) for sample in others}
+    assert len(drawn | {tuple(expected)}) == 4
+
+
+def test_a_sample_s_numbers_begin_anew_whenever_they_are_asked_for() -> None:
+    """A view that draws twice would depend on who looked before it."""
+    sample = Sample(3, 5, 0, "a")
+    assert sample.random.random() == sample.random.random()
+
+
+def as_array() -> np.ndarray:
+    return photograph(97, 131)
+
+
+def as_jpeg() -> Picture:
+    opened = open_picture(jpeg_file(Image.fromarray(photograph(97, 131)), restart_marker_blocks=1))
+    assert isinstance(opened, Picture)
+    return opened
+
+
+def as_large_jpeg() -> Picture:
+    """For views of 21 pixels some crops are decoded at a half of their size or less, some are not."""
+    opened = open_picture(jpeg_file(Image.fromarray(photograph(300, 410)), quality=92))
+    assert isinstance(opened, Picture)
+    return opened
+
+
+@pytest.mark.parametrize("source", [as_array, as_jpeg, as_large_jpeg])
+@pytest.mark.parametrize("views", [0, 1, 4])
+def test_recorded_views_are_those_of_a_live_training_and_their_crops_give_them_again(source, views: int) -> None:
+    """Stored rows would be of other pixels than a live teacher sees in the same epoch, or than the student is shown."""
+    train = TrainView(scale=(0.1, 0.9))
+    sample = Sample(3, 99, 0, "a.jpg")
+    images, crops = RecordedViews(train, LOOKED, views)(source(), sample)
+    assert images.shape == (1 + views, 3, 21, 21)
+    assert images.dtype == torch.uint8
+    assert crops.shape == (1 + views, 5)
+    assert crops.dtype == np.int32
+    assert not crops[0].any()
+    assert torch.equal(images[0], evaluation_view(source(), LOOKED))
+    live = RandomView(train, 21)
+    for view in range(views):
+        assert torch.equal(images[1 + view], live(source(), sample._replace(epoch=view)))
+        *box, flip = crops[1 + view].tolist()
+        assert torch.equal(images[1 + view], cut(source(), Crop(*box, bool(flip)), 21))
+    assert all(view.permute(1, 2, 0).is_contiguous() for view in images)
+
+
+def test_several_views_of_a_picture_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`embed --views 16` would spend its time on decoding the same file seventeen times."""
+    whole, calls = jpeg.whole, []
+    monkeypatch.setattr(jpeg, "whole", lambda data: calls.append("whole") or whole(data))
+    monkeypatch.setattr(jpeg, "part", lambda *_, **__: pytest.fail("decoded around a crop"))
+    RecordedViews(TrainView(), LOOKED, 5)(as_jpeg(), Sample(0, 0, 0, "a"))
+    assert calls == ["whole"]
+
+
+@pytest.mark.parametrize("source", [as_array, as_jpeg])
+@pytest.mark.parametrize("size", [21, 34])
+def test_a_replayed_view_is_the_part_that_was_looked_at_in_one_s_own_size(source, size: int) -> None:
+    """The student would be taught the teacher's answer to another picture: the loss that replay is there to avoid."""
+    kept = {0: Crop(3, 5, 60, 71, True), 1: Crop(20, 0, 33, 30, False), 2: None}
+    view = pickle.loads(pickle.dumps(ReplayView(Kept(kept), size, LOOKED)))
+    for epoch in (0, 1):
+        crop = kept[epoch]
+        assert crop is not None
+        shown = view(source(), Sample(8, epoch, 4, "a"))
+        assert torch.equal(shown, cut(source(), crop, size))
+    shown = view(source(), Sample(8, 2, 4, "a"))
+    expected = evaluation_view(source(), Preprocessing(size=size, interpolation="bicubic", crop_fraction=0.8))
+    assert torch.equal(shown, expected)
+
+
+class Kept:
+    def __init__(self, crops: dict[int, Crop | None]):
+        self.crops = crops
+
+    def __call__(self, position: int, epoch: int) -> Crop | None:
+        assert position == 4
+        return self.crops[epoch]
+
+
+@pytest.mark.parametrize("crop", [(60, 5, 40, 40), (5, 100, 40, 40), (-1, 0, 9, 9), (0, 0, 0, 9)])
+def test_a_crop_outside_of_the_picture_is_refused_with_the_image(crop: tuple[int, int, int, int]) -> None:
+    """An exchanged picture would be taught what the teacher said of the old one, of a part cut off at its edge."""
+    view = ReplayView(Kept({0: Crop(*crop, False)}), 21, LOOKED)
+    with pytest.raises(Refusal, match=r"crop of cat/1\.jpg, .* to lie in the picture, got one of 97 x 131: .*embed"):
+        view(as_jpeg(), Sample(0, 0, 4, "cat/1.jpg"))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from compress_ssl.bank import Bank as Bank
     from compress_ssl.datasets import open_splits as open_splits
     from compress_ssl.embeddings import Embeddings as Embeddings
-    from compress_ssl.embeddings import Table as Table
+    from compress_ssl.table import Table as Table
     from compress_ssl.encoder import Encoder as Encoder
     from compress_ssl.encoder import open_encoder as open_encoder
     from compress_ssl.refusal import Refusal as Refusal
@@ -26,7 +26,7 @@ _HOMES = {
     "Embeddings": "embeddings",
     "Encoder": "encoder",
     "Refusal": "refusal",
-    "Table": "embeddings",
+    "Table": "table",
     "anchor_kl": "similarity",
     "open_encoder": "encoder",
     "open_splits": "datasets",

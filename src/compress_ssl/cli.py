@@ -24,6 +24,7 @@ from compress_ssl.refusal import Refusal, nearest
 VERBS = {
     "demo": "watch it work: digits, a teacher, students by 1q and 2q, a page; 3 minutes, no download",
     "pretrain": "train a teacher on your images by self-supervision",
+    "doctor": "look at data, teacher and student before spending hours: speeds, faults, advice",
     "shrink": "a data set -> a copy of small images, read several times as quickly",
     "embed": "an encoder over a data set -> a table of stored embeddings",
     "distill": "compress a teacher into a small student",
@@ -83,7 +84,8 @@ def _run(arguments: list[str]) -> int:
             from compress_ssl import report
 
             result = report.run(report.Config(runs=(str(result),)))
-        print(result)
+        if result is not None:
+            print(result)
     return 0
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compress_ssl.refusal import Refusal
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -27,6 +29,19 @@ class Config:
     hue: float = 0.1  # turn of the colour circle, at most, either way
     grey: float = 0.2  # probability of losing all colour
     blur: float = 0.0  # probability of Gaussian blur of 0.1 to 2 pixels over a tenth of the side; 0.5 for ImageNet
+
+    def __post_init__(self) -> None:
+        for name in ("probability", "grey", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise Refusal(f"colour.{name} expected a probability in [0, 1], got {getattr(self, name)}: change it")
+
+    @property
+    def changes(self) -> bool:
+        """Whether any image is ever changed."""
+        return max(self.probability, self.grey, self.blur) > 0
+
+
+OFF = Config(probability=0, grey=0, blur=0)
 
 
 @dataclass(frozen=True)
@@ -83,7 +98,8 @@ def apply(images: Tensor, change: Change) -> Tensor:
         elif operation == 2:
             pixels = torch.lerp(_grey(pixels), pixels, factor["saturation"]).clamp(0, 1)
         elif bool((change.hue != 0).any()):
-            pixels = _turn_hue(pixels, factor["hue"])
+            # as it is where it is not turned, whatever the images beside it: a part of a batch is a part of the whole
+            pixels = torch.where(factor["hue"] == 0, pixels, _turn_hue(pixels, factor["hue"]))
     pixels = torch.where(factor["grey"] > 0, _grey(pixels), pixels)
     if bool((change.sigma > 0).any()):
         pixels = _blur(pixels, factor["sigma"].flatten())

@@ -8,13 +8,17 @@ from torch import nn
 from compress_ssl.refusal import Refusal
 
 
-def open_device(name: str) -> torch.device:
+def open_device(name: str, *, local_rank: int = 0) -> torch.device:
     """The device of that name; `auto` is CUDA where there is one.
 
+    Args:
+        local_rank: of a process among those of this machine: each takes a GPU of its own where there are several.
     Raises: Refusal if torch has no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.device_count() > 1:
+        name = f"cuda:{local_rank % torch.cuda.device_count()}"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as trouble:

@@ -17,13 +17,13 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
-from compress_ssl import compilation, datasets, evaluations, objectives, optim
+from compress_ssl import colour, compilation, datasets, evaluations, objectives, optim
 from compress_ssl.calibration import calibrate, perplexity_share
 from compress_ssl.datasets import ImageSet, Splits
 from compress_ssl.device import refuse_unsafe
 from compress_ssl.embed import embed
 from compress_ssl.encoder import Encoder, open_encoder
-from compress_ssl.evaluate import Protocols, describe, result_table, score, write_results
+from compress_ssl.evaluate import Protocols, describe, result_table, score, side_by_side, write_results
 from compress_ssl.evaluations import Embedded, nearest_neighbour, neighbour_overlap
 from compress_ssl.hardware import HardwareConfig, launch
 from compress_ssl.loader import Batch, Skipped, TrainLoader, refuse_skipped
@@ -33,10 +33,11 @@ from compress_ssl.processes import everywhere, on_first
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
 from compress_ssl.settings import Flat
+from compress_ssl.stored_teacher import StoredConfig
 from compress_ssl.student import Student, save_student
 from compress_ssl.teacher import LiveTeacher, Teacher, open_teacher
-from compress_ssl.training import Training, TrainingConfig
-from compress_ssl.transforms import EvaluationView, RandomView, TrainView
+from compress_ssl.training import Training, TrainingConfig, step_seed
+from compress_ssl.transforms import EvaluationView, TrainView
 from compress_ssl.waits import Waits
 
 
@@ -44,14 +45,17 @@ from compress_ssl.waits import Waits
 class Config:
     """Train a small encoder to keep a big one's neighbourhoods."""
 
-    teacher: str  # a run folder, timm/NAME, torchvision/NAME, …@weights, or a table of stored embeddings
+    teacher: str  # a run folder, timm/NAME, torchvision/NAME, …@weights, a table of stored embeddings, vectors
     student: str = "timm/resnet18"  # likewise, with random weights unless it says otherwise
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …; labels are never trained on
     out: Path  # the run folder
     objective: Any = field(default_factory=lambda: objectives.find("compress_2q").Config())  # a file of objectives/
+    ids: Path | None = None  # ids of the images whose vectors a .npy holds, one a line
+    stored: StoredConfig = StoredConfig()  # how a teacher of stored rows is used
     view: TrainView = TrainView()  # crop and flip, the same pixels for teacher and student
+    student_colour: colour.Config = colour.OFF  # change of colours for the student alone, never the teacher; off
     teacher_size: int | None = None  # pixels of the teacher's input; None: its own
-    student_size: int | None = None  # pixels of the student's input; None: the teacher's
+    student_size: int | None = None  # pixels of the student's input; None: the teacher's, where it has one
     training: Flat[TrainingConfig] = TrainingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -66,7 +70,7 @@ class Config:
 def run(config: Config) -> Path:
     """Train, score and return the run folder."""
     console = Console(stderr=True)
-    images, watched = _split(config)
+    whole, images, watched = _split(config)
     fabric = launch(config.hardware, config.training.seed)
     run = on_first(fabric, lambda: RunFolder.open(config.out, config, resume=config.resume))
 
@@ -78,9 +82,13 @@ def run(config: Config) -> Path:
         workers=config.hardware.workers,
         # one process on a CPU can tell at once which image is wrong; an accelerator, or other processes, must not wait
         check="now" if fabric.device.type == "cpu" and fabric.world_size == 1 else "later",
+        ids=config.ids,
+        stored=config.stored,
+        whole=whole,
     )
-    size = config.student_size or teacher.preprocessing.size
+    size = config.student_size or (None if teacher.preprocessing is None else teacher.preprocessing.size)
     encoder = open_encoder(config.student, weights="random", size=size).train()
+    view = teacher.view(config.view, encoder.preprocessing.size)
     objective = objectives.find(config.objective.name).Objective(
         config.objective,
         width=encoder.width,
@@ -94,7 +102,8 @@ def run(config: Config) -> Path:
         for index, target in teacher.stored():
             objective.fill(target.to(fabric.device), index.to(fabric.device))
     judge = on_first(fabric, lambda: judged_by(teacher, watched))
-    if objective.temperature == "auto":
+    automatic = objective.temperature == "auto"
+    if automatic:
         found = on_first(fabric, lambda: calibrated(judge, config.objective.perplexity))
         objective.temperature = float(fabric.broadcast(found or 0.0))
     student = (
@@ -104,16 +113,16 @@ def run(config: Config) -> Path:
     momentum = Momentum(student, objective.momentum)
     optimizer = optim.optimizer(student.parameters(), config.optimizer)
     step = Step(fabric, teacher, student, momentum, objective, optimizer, accumulate=config.training.accumulate)
-    side = max(size, teacher.preprocessing.size)
     loader = TrainLoader(
         images,
-        RandomView(config.view, side),
+        view,
         batch_size=config.training.batch_size,
         seed=config.training.seed,
         workers=config.hardware.workers,
         rank=fabric.global_rank,
         ranks=fabric.world_size,
         pin_memory=fabric.device.type == "cuda",
+        announce=teacher.announce,
     )
 
     def make_scorer() -> Scorer:
@@ -133,24 +142,24 @@ def run(config: Config) -> Path:
         validate=lambda training: scorer(training) if scorer is not None else {},
         strict=config.strict,
         console=console,
-        inputs={"data": images.fingerprint(), "teacher": teacher.fingerprint()},
+        inputs={"data": images.fingerprint(), **teacher.identity()},
         prepare=teacher.prepare,
         settle=teacher.settle,
     )
     if config.resume:
         training.resume(config.out)
-    if judge is not None and config.objective.temperature == "auto":  # a resumed run keeps the one it started with
+    if judge is not None and automatic:  # a resumed run keeps the one it started with
         share = perplexity_share(
             *map(torch.from_numpy, (judge.test.rows, judge.train.rows)), temperature=objective.temperature
         )
         told = f"perplexity {share * objective.bank.size:.0f} among {objective.bank.size} anchors ({share:.1%})"
         console.print(f"temperature {objective.temperature:g}: {told}", highlight=False)
     count = config.training.batch_size // fabric.world_size // config.training.accumulate
-    rehearsal = functools.partial(step.rehearsal, (count, 3, side, side))
+    rehearsal = functools.partial(step.rehearsal, (count, 3, view.size, view.size))
     compilation.decide(config.hardware.compile, training, step.modules(), rehearsal, console=console)
 
     for batch in training:  # images (B, 3, H, W) uint8, index (B,)
-        training.note(step(batch, training.waits))
+        training.note(step(batch, training.waits, changed_colours(config, fabric, training.step)))
     if scorer is not None:
         scorer.finish()
     return config.out
@@ -180,23 +189,30 @@ class Step:
         self.objective, self.accumulate = objective, accumulate
         self.wrapped, self.optimizer = fabric.setup(student, optimizer)
 
-    def __call__(self, batch: Batch, waits: Waits) -> Tensor:
-        """Mean loss of the batch (scalar, on the device)."""
-        keys, targets, losses = [], [], []
+    def __call__(self, batch: Batch, waits: Waits, change: colour.Change | None = None) -> Tensor:
+        """Mean loss of the batch (scalar, on the device).
+
+        Args:
+            change: of the colours that the student sees, not the teacher; a number for each image of the batch.
+        """
+        keys, targets, losses, done = [], [], [], 0
         self.optimizer.zero_grad()
         for part, last in batch.parts(self.accumulate):
             with self.fabric.autocast():
                 target = self.teacher(part)  # (b, D_t)  frozen; a live encoder or stored embeddings, same call
             waits.lap("teacher")
+            images, first, done = part.images, done, done + len(part.index)
+            if change is not None:
+                images = colour.apply(images, change.part(first, done)).contiguous(memory_format=torch.channels_last)
             with self.fabric.no_backward_sync(self.wrapped, enabled=not last):
-                query = self.wrapped(part.images)  # (b, D_s)  the only tensor with a gradient
+                query = self.wrapped(images)  # (b, D_s)  the only tensor with a gradient
                 waits.lap("student")
                 loss = self.objective(query, target, part.index) * (len(part.index) / len(batch.index))
                 waits.lap("objective")
                 self.fabric.backward(loss)  # reads the bank, changes nothing
             waits.lap("student")
             with self.fabric.autocast():
-                key = self.momentum(part.images, query)  # (b, D_s)  slow copy's, or the query without gradient
+                key = self.momentum(images, query)  # (b, D_s)  slow copy's, or the query without gradient
             waits.lap("momentum")
             keys.append(key)
             targets.append(target)
@@ -228,6 +244,16 @@ class Step:
                     module(images)
 
         return rehearse
+
+
+def changed_colours(config: Config, fabric: Fabric, step: int) -> colour.Change | None:
+    """What the student sees otherwise in this step; drawn for all processes and this one's taken."""
+    if not config.student_colour.changes:
+        return None
+    generator = torch.Generator().manual_seed(step_seed(config.training.seed, step, 1))  # not the numbers of dropout
+    share = config.training.batch_size // fabric.world_size
+    drawn = colour.draw(config.training.batch_size, config.student_colour, generator)
+    return drawn.part(fabric.global_rank * share, (fabric.global_rank + 1) * share)
 
 
 def judged_by(teacher: Teacher, watched: Splits) -> Embedded:
@@ -280,7 +306,8 @@ class Scorer:
         """Score the best student and its teacher on the held-out images once more, for results.json."""
         best = open_encoder(str(self.folder.path), weights="random")
         best = best.to(self.device).to(memory_format=torch.channels_last)
-        models = {"teacher": self.teacher, "student": self._embed(best)}
+        embedded = self._embed(best)
+        models = {"teacher": self.teacher, "student": embedded}
         about = {
             "teacher": {"spec": self.config.teacher, "width": self.teacher.train.rows.shape[1]},
             "student": {
@@ -326,15 +353,21 @@ class Scorer:
             for images in self.watched
         ]
         encoder.train(training)
-        return Embedded(train=rows[0], test=rows[1], teacher=self.teacher)
+        train, test = (
+            {"teacher": self.teacher.train, "student": rows[0]},
+            {"teacher": self.teacher.test, "student": rows[1]},
+        )
+        models = side_by_side(train, test)  # a teacher's vectors may be of pictures that are not read here
+        self.teacher = models["teacher"]
+        return models["student"]
 
 
-def _split(config: Config) -> tuple[ImageSet, Splits]:
-    """The images to train on; gallery and queries of the score: some of them, and the ones held out."""
+def _split(config: Config) -> tuple[ImageSet, ImageSet, Splits]:
+    """The training split; the part to train on; gallery and queries of the score: some of that, and the rest."""
     images = datasets.open_splits(config.data, unusual=config.unusual).train
     if len(images) < 4:
         raise Refusal(f"expected at least 4 images to train on and to score with, got {len(images)} in {images.name}: "
                       "add images")  # fmt: skip
     training, held_out = datasets.set_aside(images, at_most=config.held_out)
     gallery = datasets.hold_out(training, count=min(config.gallery, len(training) - 1))[1]
-    return training, Splits(gallery, held_out)
+    return images, training, Splits(gallery, held_out)

@@ -1,11 +1,19 @@
-"""Encoder + images -> embeddings, in memory or as a table on disk that a killed run continues."""
+"""Encoder + images -> embeddings, in memory or as a table on disk that a killed run continues.
+
+With `--views V` the table holds, beside the evaluation view, V random views of each training image, each with its crop
+and flip: `distill` then shows the student exactly what the teacher saw. The views are those of a live training with the
+same seed: view v is what its epoch v would have looked at. The paper stores the evaluation view alone and lets the
+student look elsewhere, which costs it 0.4 to 0.5 points (CompRess, Sec. 4).
+
+Several processes (torchrun, SLURM) write one table, each its own shards. Images added to the data are embedded alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,106 +25,166 @@ from compress_ssl import __version__, datasets
 from compress_ssl.backbones import model_folder
 from compress_ssl.datasets import ImageSet
 from compress_ssl.device import open_device
-from compress_ssl.embeddings import Embeddings, Table, TableWriter, read_manifest
+from compress_ssl.embeddings import Embeddings
 from compress_ssl.encoder import open_encoder
+from compress_ssl.hardware import standing
 from compress_ssl.loader import Skipped, View, evaluation_batches, refuse_skipped
+from compress_ssl.record import RowDtype, record_dtype
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import plain
 from compress_ssl.student import load_projector
-from compress_ssl.transforms import EvaluationView
+from compress_ssl.table import Table
+from compress_ssl.table_writer import TableWriter
+from compress_ssl.transforms import Preprocessing, RecordedViews, TrainView
 from compress_ssl.unit_rows import unit_rows
+from compress_ssl.verification import information, verify
 from compress_ssl.weights import weights_digest
 
 Skip = Callable[[Skipped], Any]
+SHARD_ROWS, SHARD_BYTES = 8192, 256 * 2**20  # of a shard at most: it is made in memory, and is what a kill can cost
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Store embeddings of a data set; started again, it does only what is missing."""
 
-    encoder: str  # a run folder, timm/NAME, torchvision/NAME, …@weights
-    data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …
-    out: Path  # the table's folder
+    encoder: str | None = None  # a run folder, timm/NAME, torchvision/NAME, …@weights
+    data: str | None = None  # images: a folder, parquet, digits, torchvision/CIFAR10, …
+    out: Path | None = None  # the table's folder
+    views: int = 0  # random views of each training image, beside the evaluation view; distill then replays them
+    view: TrainView = TrainView()  # crop and flip of the random views
+    seed: int = 0  # of the random views: view v is what epoch v of a live training with this seed looks at
     space: Literal["own", "teacher"] = "own"  # teacher: through a 1q student's projector, to query a teacher's index
     size: int | None = None  # pixels of the input; None: the encoder's own
-    dtype: Literal["float16", "float32"] = "float16"  # of the stored rows; float16 moves a cosine by less than 1e-3
-    shard_rows: int = 8192  # images a shard; a kill costs at most one shard
-    batch_size: int = 256  # images embedded at once
+    dtype: RowDtype = "float16"  # of the stored rows; 1 - cosine moves by 1e-7 (float16), by 1e-5 to 4e-5 (int8)
+    shard_rows: int | None = None  # images a shard; None: 8192, or as many as 256 MiB hold; a kill costs a shard
+    batch_size: int = 256  # views embedded at once
     workers: int | None = None  # processes that read images; None: one a core but one, eight at most
-    device: str = "auto"  # cpu, cuda, mps
+    device: str = "auto"  # cpu, cuda, mps; each process on its own GPU
     unusual: datasets.Unusual = "skip"  # CMYK, 16-bit, palette, transparent and animated files: skip or convert
     strict: bool = False  # an unusable image is an error
+    verify: Path | None = None  # a table: read it whole, and say what is wrong with it
+    info: Path | None = None  # a table: say what it holds
 
 
 def run(config: Config) -> Path:
-    """Write the table and return its folder."""
-    console = Console(stderr=True)
-    if config.shard_rows < 1 or config.batch_size < 1:
-        raise Refusal(f"--shard-rows and --batch-size expected at least 1, got {config.shard_rows} and "
-                      f"{config.batch_size}: raise them")  # fmt: skip
-    opened = datasets.open_splits(config.data, unusual=config.unusual)
-    splits = {name: images for name, images in (("train", opened.train), ("test", opened.test)) if images is not None}
-    encoder = open_encoder(config.encoder, weights="pretrained", size=config.size)
-    device = open_device(config.device)
-    encode: nn.Module = encoder.to(device).to(memory_format=torch.channels_last)
-    width = encoder.width
-    if config.space == "teacher":
-        home = model_folder(Path(config.encoder))
-        projector = load_projector(home) if home else None
-        if projector is None:
-            raise Refusal(f"--space teacher expected a student with a projector (trained by compress_1q), got "
-                          f"{config.encoder} without: use --space own")  # fmt: skip
-        encode, width = nn.Sequential(encoder, projector.to(device)), projector.out_features
+    """Write, verify or describe a table; returns its folder."""
+    if config.verify is not None or config.info is not None:
+        return _look(config)
+    here = standing()
+    console = Console(stderr=True, quiet=here.rank > 0)
+    encoder_name, data, out = _asked(config)
+    opened = datasets.open_splits(data, unusual=config.unusual)
+    device = open_device(config.device, local_rank=here.local_rank)
+    encode, width, preprocessing = _encoder(encoder_name, config, device)
     origin = {
         "encoder": {
-            "spec": config.encoder,
+            "spec": encoder_name,
             "weights": weights_digest(encode),
             "width": width,
             "space": config.space,
-            "preprocessing": plain(encoder.preprocessing),
+            "preprocessing": plain(preprocessing),
         },
-        "data": {"name": config.data, "unusual": config.unusual}
-        | {name: {"images": len(images), "fingerprint": images.fingerprint()} for name, images in splits.items()},
+        "data": {"name": data, "unusual": config.unusual},
+        "views": {"count": config.views} | ({"seed": config.seed, "view": plain(config.view)} if config.views else {}),
         "dtype": config.dtype,
-        "shard_rows": config.shard_rows,
         "code": __version__,
     }
-    table = TableWriter(config.out, origin)
-    shards = {name: -(-len(images) // config.shard_rows) for name, images in splits.items()}
-    if read_manifest(config.out).get("complete"):
-        console.print(f"{config.out} is complete already: nothing to do")
-        return config.out
-    for name, images in splits.items():
-        for shard in range(shards[name]):
-            if table.finished(name, shard):
-                continue
-            positions = np.arange(shard * config.shard_rows, min(len(images), (shard + 1) * config.shard_rows))
-            skipped: list[Skipped] = []
-            rows = embed(
-                encode,
-                datasets.subset(images, positions),
-                view=EvaluationView(encoder.preprocessing),
-                device=device,
-                batch_size=config.batch_size,
-                workers=config.workers,
-                on_skip=refuse_skipped if config.strict else skipped.append,
-                console=console,
-                told=f"{name}, shard {shard + 1} of {shards[name]}",
-                empty_width=width,
-            )
-            table.write(name, shard, rows, skipped, config.dtype)
-            for skip in skipped:
-                console.print(f"skipped {skip.id}: {skip.kind} ({skip.detail})", markup=False)
-    table.complete(shards)
-    for name, images in splits.items():
-        if not Table(config.out).ids(name):
+    splits = {"train": (opened.train, config.views)} | ({} if opened.test is None else {"test": (opened.test, 0)})
+    fitting = SHARD_BYTES // ((1 + config.views) * record_dtype(width, config.dtype).itemsize)
+    shard_rows = config.shard_rows or max(1, min(SHARD_ROWS, fitting))
+    writer = TableWriter(out, origin, splits, shard_rows=shard_rows)
+    for id in (gone := writer.gone())[:1]:
+        console.print(f"{len(gone)} images with rows in {out} are no longer in {data} ({id}, …): their rows stay",
+                      markup=False)  # fmt: skip
+    if config.strict and (unusable := writer.unusable()):
+        raise Refusal(f"--strict expected every image to be usable, got {len(unusable)} that were found not to be when "
+                      f"{out} was begun ({unusable[0]}, …): mend or remove them, or leave out --strict")  # fmt: skip
+    tasks = writer.tasks()
+    last = {task.split: task.number for task in tasks}
+    for task in tasks:
+        if task.number % here.ranks != here.rank:
+            continue
+        images, views = splits[task.split]
+        skipped: list[Skipped] = []
+        found = embed_views(
+            encode,
+            datasets.subset(images, task.positions),
+            view=RecordedViews(config.view, preprocessing, views),
+            width=width,
+            device=device,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            seed=config.seed,
+            on_skip=refuse_skipped if config.strict else skipped.append,
+            console=console,
+            told=f"{task.split}, shard {task.number + 1} of {last[task.split] + 1}",
+        )
+        writer.write(task, task.positions[found.places], found.rows, found.crops, skipped)
+        for skip in skipped:
+            console.print(f"skipped {skip.id}: {skip.kind} ({skip.detail})", markup=False)
+    if not writer.complete():
+        console.print(f"the shards of process {here.rank} of {here.ranks} are done: the others complete the table")
+        return out
+    table = Table(out)
+    for name, (images, _) in splits.items():
+        if not table.ids(name):
             raise Refusal(
                 f"expected at least one usable image in {images.name}, got none: mend them, or use --unusual convert"
             )
-    return config.out
+    if not tasks:
+        console.print(f"{out} is complete already: nothing to do", markup=False)
+    return out
 
 
-@torch.no_grad()
+def _encoder(name: str, config: Config, device: torch.device) -> tuple[nn.Module, int, Preprocessing]:
+    """What makes the rows, on the device; their width; what it expects of its images."""
+    encoder = open_encoder(name, weights="pretrained", size=config.size)
+    encode: nn.Module = encoder.to(device).to(memory_format=torch.channels_last)
+    if config.space == "own":
+        return encode, encoder.width, encoder.preprocessing
+    home = model_folder(Path(name))
+    projector = load_projector(home) if home else None
+    if projector is None:
+        raise Refusal(f"--space teacher expected a student with a projector (trained by compress_1q), got "
+                      f"{name} without: use --space own")  # fmt: skip
+    return nn.Sequential(encode, projector.to(device)), projector.out_features, encoder.preprocessing
+
+
+class Views(NamedTuple):
+    """Rows of n usable images of N: their evaluation view and V random ones each, and how all were cut.
+
+    places: (n,) int64, their positions in the set, in order.
+    rows: (n, 1 + V, D) float32 unit rows, the evaluation view first.
+    crops: (n, 1 + V, 5) int32: top, left, height, width, flip; zeros for the evaluation view.
+    """
+
+    places: np.ndarray
+    rows: np.ndarray
+    crops: np.ndarray
+
+
+def embed_views(
+    encode: Callable[[Tensor], Tensor], images: ImageSet, *, view: RecordedViews, width: int, **how: Any
+) -> Views:
+    """Unit rows of the evaluation view and of random views of every usable image, in order.
+
+    Args:
+        width: D, of what `encode` returns.
+        how: as of `embed`; `batch_size` counts views.
+    """
+    how["batch_size"] = max(1, how["batch_size"] // (1 + view.views))
+    rows = np.empty((len(images), 1 + view.views, width), np.float32)  # whole from the start: they are in memory once
+    crops = np.empty((len(images), 1 + view.views, 5), np.int32)
+    places = np.empty(len(images), np.int64)
+    count = 0
+    for some_rows, some_crops, index in _embedded(encode, images, view=view, **how):
+        here = slice(count, count + len(index))
+        rows[here], crops[here], places[here] = some_rows.numpy(), some_crops, index
+        count = here.stop
+    return Views(places[:count], rows[:count], crops[:count])
+
+
 def embed(
     encode: Callable[[Tensor], Tensor],
     images: ImageSet,
@@ -130,7 +198,6 @@ def embed(
     told: str = "embedding",
     epoch: int = 0,
     seed: int = 0,
-    empty_width: int | None = None,
 ) -> Embeddings:
     """Unit rows of every usable image, in order, in memory.
 
@@ -138,10 +205,51 @@ def embed(
         encode: (B, 3, H, W) uint8 on `device` -> (B, D); put a module in eval mode first.
         on_skip: called for each image that cannot be used; such images have no row.
         epoch, seed: choose the random views where `view` is random.
-        empty_width: without a usable image return no rows of this width, as a part of a larger set may; None: refuse.
     Raises: Refusal naming the image if a row is zero, infinite or not a number; if no image is usable.
     """
-    rows, places = [], []
+    found = list(
+        _embedded(
+            encode,
+            images,
+            view=view,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            on_skip=on_skip,
+            console=console,
+            told=told,
+            epoch=epoch,
+            seed=seed,
+        )
+    )
+    if not found:
+        raise Refusal(
+            f"expected at least one usable image in {images.name}, got none: see skipped.jsonl for the reasons"
+        )
+    index = np.concatenate([index for _, _, index in found])
+    return Embeddings(
+        rows=torch.cat([rows for rows, _, _ in found]).flatten(0, 1).numpy(),
+        labels=images.labels[index],
+        ids=tuple(images.ids[place] for place in index),
+    )
+
+
+@torch.no_grad()
+def _embedded(
+    encode: Callable[[Tensor], Tensor],
+    images: ImageSet,
+    *,
+    view: View,
+    device: torch.device,
+    batch_size: int,
+    workers: int | None,
+    on_skip: Skip | None,
+    console: Console | None,
+    told: str,
+    epoch: int = 0,
+    seed: int = 0,
+) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
+    """(B, V, D) unit rows on the CPU, (B, V, 5) crops if the view tells them, (B,) positions, batch by batch."""
     batches = evaluation_batches(
         images, view, batch_size=batch_size, workers=workers, epoch=epoch, seed=seed, pin_memory=device.type == "cuda"
     )
@@ -151,18 +259,46 @@ def embed(
             for skipped in batch.skipped:
                 if on_skip is not None:
                     on_skip(skipped)
-            if len(batch.index):
+            count = len(batch.index)
+            if count:
                 batch = batch.to(device)
-                rows.append(unit_rows(encode(batch.images), batch.index, images.ids).cpu())
-                places.append(batch.index.cpu().numpy())
-            bar.advance(task, len(batch.index) + len(batch.skipped))
-    if not rows and empty_width is not None:
-        return Embeddings(rows=np.empty((0, empty_width), np.float32), labels=np.empty(0, np.int64), ids=())
-    if not rows:
-        raise Refusal(
-            f"expected at least one usable image in {images.name}, got none: see skipped.jsonl for the reasons"
-        )
-    index = np.concatenate(places)
-    return Embeddings(
-        rows=torch.cat(rows).numpy(), labels=images.labels[index], ids=tuple(images.ids[place] for place in index)
-    )
+                views = batch.images.flatten(0, 1) if batch.images.ndim == 5 else batch.images
+                index = batch.host_index.repeat_interleave(len(views) // count)
+                rows = unit_rows(encode(views.contiguous(memory_format=torch.channels_last)), index, images.ids)
+                crops = np.empty((count, 0, 5), np.int32) if batch.crops is None else batch.crops.numpy()
+                yield rows.view(count, len(views) // count, -1).cpu(), crops, batch.host_index.numpy()
+            bar.advance(task, count + len(batch.skipped))
+
+
+def _asked(config: Config) -> tuple[str, str, Path]:
+    """Encoder, data and out of a table to be made."""
+    missing = [f"--{name}" for name in ("encoder", "data", "out") if getattr(config, name) is None]
+    if missing:
+        raise Refusal(f"expected {', '.join(missing)}, got nothing for {'it' if len(missing) == 1 else 'them'}: see "
+                      "compress-ssl embed --help")  # fmt: skip
+    if config.views < 0:
+        raise Refusal(f"--views expected 0 or more, got {config.views}: 0 stores the evaluation view alone")
+    if config.seed < 0:
+        raise Refusal(f"--seed expected 0 or more, got {config.seed}: choose another")
+    if (config.shard_rows is not None and config.shard_rows < 1) or config.batch_size < 1:
+        raise Refusal(f"--shard-rows and --batch-size expected at least 1, got {config.shard_rows} and "
+                      f"{config.batch_size}: raise them")  # fmt: skip
+    assert config.encoder is not None
+    assert config.data is not None
+    assert config.out is not None
+    return config.encoder, config.data, config.out
+
+
+def _look(config: Config) -> Path:
+    """--info and --verify."""
+    if config.info is not None:
+        Console().print(information(config.info))
+    if config.verify is not None:
+        console = Console(stderr=True)
+        troubles = verify(config.verify, console=console)
+        if troubles:
+            raise Refusal(f"{len(troubles)} of its files are damaged. " + " ".join(troubles[:4]))
+        console.print(f"every bit of {config.verify} is as it was written", markup=False)
+    path = config.verify or config.info
+    assert path is not None
+    return path

@@ -1,13 +1,13 @@
 """Models + labelled or unlabelled images -> metrics: embed once, run the chosen evaluations, one table.
 
-The first model is the teacher: the others are compared with it.
+The first model is the teacher: the others are compared with it. A model may be known by its stored rows alone.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,12 +22,13 @@ from compress_ssl.backbones import model_folder
 from compress_ssl.datasets import ImageSet, Splits
 from compress_ssl.device import open_device
 from compress_ssl.embed import embed
-from compress_ssl.embeddings import Embeddings, Table, is_table
+from compress_ssl.embeddings import Embeddings
 from compress_ssl.encoder import Encoder, multiply_adds, open_encoder, parameter_count
 from compress_ssl.evaluations import Embedded
 from compress_ssl.loader import Skipped, refuse_skipped
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder, environment
+from compress_ssl.stored import Stored, needs_ids, of, open_stored
 from compress_ssl.student import load_projector
 from compress_ssl.transforms import EvaluationView, RandomView, TrainView
 
@@ -48,9 +49,10 @@ Protocols.__doc__ = "How each evaluation is done."
 class Config:
     """Score encoders on the same images, the first one being the teacher."""
 
-    models: Annotated[tuple[str, ...], tyro.conf.Positional]  # SPEC or NAME=SPEC: run folders, timm/…, tables, …
+    models: Annotated[tuple[str, ...], tyro.conf.Positional]  # SPEC or NAME=SPEC: runs, timm/…, tables, vectors.npy, …
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …
     out: Path  # results.json and pictures.json are written here
+    ids: Path | None = None  # ids of the rows of every .npy among the models, one a line
     metrics: tuple[str, ...] = ()  # evaluations to run; none named: all that fit
     protocols: Protocols = field(default_factory=Protocols)
     held_out: int = 1000  # queries where the data has no test split, at most a tenth: those that distill holds out
@@ -69,10 +71,11 @@ def run(config: Config) -> Path:
     named = _named(config.models)
     chosen = {name: evaluations.find(name) for name in config.metrics or evaluations.names()}
     device = open_device(config.device)
-    tables = [spec for spec in named.values() if is_table(Path(spec))]
-    if "linear_probe" in chosen and config.protocols.linear_probe.protocol == "paper" and tables:
-        raise Refusal(f"--protocols.linear-probe.protocol paper expected encoders, for it sees random views, got the "
-                      f"table {tables[0]}: leave the table out, or use the protocol stored")  # fmt: skip
+    stored = open_all(named, config.ids)
+    if "linear_probe" in chosen and config.protocols.linear_probe.protocol == "paper" and stored:
+        spec = named[next(iter(stored))]
+        raise Refusal("--protocols.linear-probe.protocol paper expected encoders, for it sees random views, got the "
+                      f"stored rows {spec}: leave them out, or use the protocol stored")  # fmt: skip
     if config.seed < 0:
         raise Refusal(f"--seed expected 0 or more, got {config.seed}: choose another")
     splits = open_data(config.data, config.held_out, unusual=config.unusual)
@@ -81,6 +84,7 @@ def run(config: Config) -> Path:
         if (config.out / name).exists():
             raise Refusal(f"--out expected a folder without results, got {config.out}, which holds {name} of another "
                           "run: name another")  # fmt: skip
+    kept = {name: from_stored(rows, splits) for name, rows in stored.items()}  # refused before hours, if at all
     config.out.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(config.out)
 
@@ -104,33 +108,35 @@ def run(config: Config) -> Path:
             seed=config.seed,
         )
 
-    models: dict[str, Embedded] = {}
+    train: dict[str, Embeddings] = {}
+    test: dict[str, Embeddings] = {}
+    projected: dict[str, Embeddings] = {}
+    augmented: dict[str, Callable[[int], Embeddings]] = {}
     about: dict[str, dict[str, Any]] = {}
-    teacher: Embedded | None = None
     for name, spec in named.items():
-        if is_table(Path(spec)):
-            table = Table(Path(spec))
-            train, test = from_table(table, splits.train), from_table(table, splits.test)
-            extra: dict[str, Any] = {}
-            about[name] = {"spec": spec, "width": table.width}
-        else:
-            encoder = open_encoder(spec, weights="pretrained", size=config.size)
-            encoder = encoder.to(device).to(memory_format=torch.channels_last)
-            view = EvaluationView(encoder.preprocessing)
-            train = embed_split(encoder, splits.train, view, f"{name}, train")
-            test = embed_split(encoder, splits.test, view, f"{name}, test")
-            extra = {"augmented": _augmented(encoder, splits.train, embed_split)}
-            home = model_folder(Path(spec))
-            projector = load_projector(home) if home else None
-            if projector is not None:
-                projector = projector.to(device)
-                both = torch.nn.Sequential(encoder, projector)
-                extra["projected"] = embed_split(both, splits.test, view, f"{name}, projected")
-            about[name] = {"spec": spec, **describe(encoder, device)}
-        where = "cpu" if device.type == "mps" else str(device)  # the search needs float64, which Apple's devices lack
-        itself = Embedded(train=train, test=test, device=where)
-        models[name] = Embedded(train=train, test=test, teacher=teacher or itself, device=where, **extra)
-        teacher = teacher or models[name]
+        if name in kept:
+            train[name], test[name] = kept[name]
+            about[name] = {"spec": spec, "width": stored[name].width}
+            continue
+        encoder = open_encoder(spec, weights="pretrained", size=config.size)
+        encoder = encoder.to(device).to(memory_format=torch.channels_last)
+        view = EvaluationView(encoder.preprocessing)
+        train[name] = embed_split(encoder, splits.train, view, f"{name}, train")
+        test[name] = embed_split(encoder, splits.test, view, f"{name}, test")
+        augmented[name] = _augmented(encoder, splits.train, embed_split)
+        home = model_folder(Path(spec))
+        projector = load_projector(home) if home else None
+        if projector is not None:
+            both = torch.nn.Sequential(encoder, projector.to(device))
+            projected[name] = embed_split(both, splits.test, view, f"{name}, projected")
+        about[name] = {"spec": spec, **describe(encoder, device)}
+    where = "cpu" if device.type == "mps" else str(device)  # the search needs float64, which Apple's devices lack
+    models = side_by_side(train, test, projected=projected, augmented=augmented, device=where)
+    first = next(iter(models.values()))
+    scored = len(first.train.ids) + len(first.test.ids)
+    lost = max(len(train[name].ids) + len(test[name].ids) for name in named) - scored
+    if lost:
+        console.print(f"images left out, for one of the models has no row of them: {lost}", highlight=False)
     scores = {name: score(embedded, chosen, config.protocols) for name, embedded in models.items()}
     write_results(folder, data=config.data, models=models, scores=scores, about=about, splits=splits)
     console.print(result_table(scores, about))
@@ -153,19 +159,64 @@ def open_data(name: str, held_out: int, *, unusual: datasets.Unusual) -> Splits:
     return Splits(*datasets.set_aside(splits.train, at_most=held_out))
 
 
-def from_table(table: Table, images: ImageSet) -> Embeddings:
-    """Rows of a table for these images, found by id."""
-    for split in table.splits():
-        places = {id: place for place, id in enumerate(table.ids(split))}
-        skipped = table.skipped(split)
-        wanted = [id for id in images.ids if id not in skipped]
-        if all(id in places for id in wanted):
-            labels = {id: int(label) for id, label in zip(images.ids, images.labels, strict=True)}
-            rows = table.rows(split, np.array([places[id] for id in wanted])).astype(np.float32)
-            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-            return Embeddings(rows=rows, labels=np.array([labels[id] for id in wanted]), ids=tuple(wanted))
-    raise Refusal(f"expected a stored embedding for every image of {images.name}, got a table without: "
-                  f"run `embed` over this data into {table.path}")  # fmt: skip
+def open_all(named: dict[str, str], ids: Path | None) -> dict[str, Stored]:
+    """Those models that are stored rows."""
+    if ids is not None and not any(map(needs_ids, named.values())):
+        raise Refusal(f"--ids expected vectors in a .npy among the models, got {ids} and none: leave --ids out")
+    opened = {name: open_stored(spec, ids=ids if needs_ids(spec) else None) for name, spec in named.items()}
+    return {name: stored for name, stored in opened.items() if stored is not None}
+
+
+def from_stored(stored: Stored, splits: Splits) -> tuple[Embeddings, Embeddings]:
+    """Rows of train and test.
+
+    Raises: Refusal if an image has none, or one row would be that of two images.
+    """
+    assert splits.test is not None
+    twice = set(splits.train.ids) & set(splits.test.ids) if len(stored.splits()) == 1 else set()
+    if twice:
+        raise Refusal(f"expected ids that tell the images of {splits.train.name} from those of {splits.test.name}, got "
+                      f"{min(twice)} in both, and one row for it in {stored.path}: name the folder of one split as "
+                      "--data, or store both by `compress-ssl embed`")  # fmt: skip
+    return of(stored, splits.train), of(stored, splits.test)
+
+
+def side_by_side(
+    train: dict[str, Embeddings],
+    test: dict[str, Embeddings],
+    *,
+    projected: dict[str, Embeddings] | None = None,
+    augmented: dict[str, Callable[[int], Embeddings]] | None = None,
+    device: str = "cpu",
+) -> dict[str, Embedded]:
+    """Every model beside the first, its teacher, on the images that all of them have rows of."""
+    train, test = shared(train), shared(test)
+    models: dict[str, Embedded] = {}
+    teacher: Embedded | None = None
+    for name in train:
+        itself = Embedded(train=train[name], test=test[name], device=device)
+        into_teachers = None
+        if projected and name in projected:
+            into_teachers = shared({"own": test[name], "projected": projected[name]})["projected"]
+        models[name] = replace(
+            itself, teacher=teacher or itself, projected=into_teachers, augmented=(augmented or {}).get(name)
+        )
+        teacher = teacher or models[name]
+    return models
+
+
+def shared(rows: dict[str, Embeddings]) -> dict[str, Embeddings]:
+    """The images that all of them have: vectors from elsewhere may be of pictures that we do not read."""
+    first = next(iter(rows.values()))
+    if all(one.ids == first.ids for one in rows.values()):
+        return rows
+    common = set.intersection(*(set(one.ids) for one in rows.values()))
+    kept = {}
+    for name, one in rows.items():
+        places = [place for place, id in enumerate(one.ids) if id in common]
+        ids = tuple(one.ids[place] for place in places)
+        kept[name] = Embeddings(rows=one.rows[places], labels=one.labels[places], ids=ids)
+    return kept
 
 
 def describe(encoder: Encoder, device: torch.device) -> dict[str, Any]:

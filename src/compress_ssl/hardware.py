@@ -7,7 +7,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from lightning.fabric import Fabric
@@ -73,6 +73,26 @@ def _processes(config: HardwareConfig) -> tuple[int, int]:
         nodes = int(os.environ.get("SLURM_NNODES", "1"))
         return int(os.environ["SLURM_NTASKS"]) // nodes, nodes
     return config.devices, config.nodes
+
+
+class Standing(NamedTuple):
+    """Which of several processes this one is, as torchrun or SLURM started it."""
+
+    rank: int = 0
+    ranks: int = 1
+    local_rank: int = 0  # among those of this machine: the number of its GPU
+
+
+def standing() -> Standing:
+    """Of this process; for work that is shared out and needs no messages between the processes."""
+    environment: TorchElasticEnvironment | SLURMEnvironment
+    if TorchElasticEnvironment.detect():
+        environment = TorchElasticEnvironment()
+    elif SLURMEnvironment.detect():
+        environment = SLURMEnvironment()
+    else:
+        return Standing()
+    return Standing(environment.global_rank(), environment.world_size(), environment.local_rank())
 
 
 def _see_off(process: subprocess.Popen) -> None:

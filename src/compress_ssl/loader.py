@@ -1,6 +1,6 @@
 """Batches in an order that depends on the seed alone: never on the number of workers, processes or interruptions.
 
-A step number says everything: its epoch, the images of its batch and, through (seed, epoch, index), the random view of
+A step number says everything: its epoch, the images of its batch and, through (seed, epoch, id), the random view of
 each. So a run continues at any step with the very pixels it would have seen, and four processes see what one would.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -20,9 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 from compress_ssl.datasets import ImageSet, open_image
 from compress_ssl.picture import Picture, UnusableImage
 from compress_ssl.refusal import Refusal
+from compress_ssl.transforms import Sample
 
 # A `Picture` has `shape`, and np.asarray gives its pixels; `transforms.cut` decodes no more of it than the crop.
-View = Callable[["np.ndarray | Picture", np.random.Generator], Tensor]
+# A view may also return where it has cut: (V, 5) int32, top, left, height, width, flip.
+View = Callable[["np.ndarray | Picture", Sample], "Tensor | tuple[Tensor, np.ndarray]"]
+Announce = Callable[[list[tuple[int, int]]], None]
 
 
 class Skipped(NamedTuple):
@@ -50,6 +53,8 @@ class Batch:
     skipped: unusable images met on the way; in training their places are taken by the next usable ones.
     target: (B, D_t) unit rows, where a stored teacher has already looked them up.
     host_index: (B,) the index on the host, wherever the rest is: reading it there stops no device.
+    epoch: of all its images; it chose their random views.
+    crops: (B, V, 5) int32 on the host, where the view says what it has cut: top, left, height, width, flip.
     """
 
     images: Tensor
@@ -58,6 +63,8 @@ class Batch:
     failure: str | None = None
     target: Tensor | None = None
     host_index: Tensor = field(default=None)  # type: ignore[assignment]
+    epoch: int = 0
+    crops: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.host_index is None:
@@ -65,11 +72,13 @@ class Batch:
 
     def parts(self, count: int) -> Iterator[tuple[Batch, bool]]:
         """The batch in `count` nearly equal parts, in order, and whether each is the last."""
-        whole = (self.images, self.index, self.host_index)
-        pieces = list(zip(*(tensor.tensor_split(count) for tensor in whole), strict=True))
-        targets = [None] * count if self.target is None else self.target.tensor_split(count)
-        for number, ((images, index, host_index), target) in enumerate(zip(pieces, targets, strict=True)):
-            yield Batch(images, index, [], target=target, host_index=host_index), number + 1 == count
+        whole = (self.images, self.index, self.host_index, self.target, self.crops)
+        split = [[None] * count if tensor is None else tensor.tensor_split(count) for tensor in whole]
+        for number, (images, index, host_index, target, crops) in enumerate(zip(*split, strict=True)):
+            part = replace(
+                self, images=images, index=index, host_index=host_index, target=target, crops=crops, skipped=[]
+            )
+            yield part, number + 1 == count
 
     def pin_memory(self) -> Batch:
         self.images, self.index = self.images.pin_memory(), self.index.pin_memory()
@@ -82,7 +91,18 @@ class Batch:
             images = images.contiguous(memory_format=torch.channels_last)
         index = self.index.to(device, non_blocking=True)
         target = None if self.target is None else self.target.to(device, non_blocking=True)
-        return Batch(images, index, self.skipped, self.failure, target, self.host_index)
+        return replace(self, images=images, index=index, target=target)
+
+
+class _Item(NamedTuple):
+    """What one key becomes: a view, or why there is none."""
+
+    view: Tensor | None
+    crops: np.ndarray | None
+    position: int
+    epoch: int
+    skipped: list[Skipped]
+    failure: str | None = None
 
 
 class _Items(Dataset):
@@ -91,41 +111,50 @@ class _Items(Dataset):
     def __init__(self, images: ImageSet, view: View, seed: int, substitute: bool):
         self.images, self.view, self.seed, self.substitute = images, view, seed, substitute
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, int, list[Skipped], str | None]:
+    def __getitem__(self, key: tuple[int, int]) -> _Item:
         epoch, position = key
         skipped: list[Skipped] = []
         tries = len(self.images) if self.substitute else 1
         for offset in range(tries):
             here = (position + offset) % len(self.images)
+            id = self.images.ids[here]
             try:
-                random = np.random.default_rng((self.seed, epoch, here))
-                return self.view(open_image(self.images, here), random), here, skipped, None
+                made = self.view(open_image(self.images, here), Sample(self.seed, epoch, here, id))
             except UnusableImage as trouble:
-                skipped.append(Skipped(self.images.ids[here], trouble.kind, trouble.detail))
+                skipped.append(Skipped(id, trouble.kind, trouble.detail))
                 continue
-            except OSError as trouble:  # carried to the parent as words: a worker's traceback says nothing to a user
-                return None, here, skipped, f"{self.images.ids[here]} could not be read ({trouble}): check the disk"
+            except Refusal as trouble:  # carried to the parent as words: a worker's traceback says nothing to a user
+                return _Item(None, None, here, epoch, skipped, str(trouble))
+            except OSError as trouble:
+                told = f"{id} could not be read ({trouble}): check the disk"
+                return _Item(None, None, here, epoch, skipped, told)
+            view, crops = made if isinstance(made, tuple) else (made, None)
+            return _Item(view, crops, here, epoch, skipped)
         failure = None
         if self.substitute:
             failure = f"expected usable images in {self.images.name}, got none ({skipped[0].kind}, …)"
-        return None, position, skipped, failure
+        return _Item(None, None, position, epoch, skipped, failure)
 
 
-def _collate(items: list[tuple[Tensor | None, int, list[Skipped], str | None]]) -> Batch:
-    views = [(view, index) for view, index, _, _ in items if view is not None]
-    images = _stack([view for view, _ in views]) if views else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+def _collate(items: list[_Item]) -> Batch:
+    found = [item for item in items if item.view is not None]
+    crops = [item.crops for item in found if item.crops is not None]
     return Batch(
-        images,
-        torch.tensor([index for _, index in views], dtype=torch.int64),
-        [skip for _, _, skipped, _ in items for skip in skipped],
-        next((failure for *_, failure in items if failure), None),
+        _stack([item.view for item in found if item.view is not None]),
+        torch.tensor([item.position for item in found], dtype=torch.int64),
+        [skip for item in items for skip in item.skipped],
+        next((item.failure for item in items if item.failure), None),
+        epoch=items[0].epoch,
+        crops=torch.from_numpy(np.stack(crops)) if crops else None,
     )
 
 
 def _stack(views: list[Tensor]) -> Tensor:
     """Views as they lie in memory, so that those of `transforms` make a batch in channels_last without being moved."""
-    if all(view.ndim == 3 and view.permute(1, 2, 0).is_contiguous() for view in views):
-        return torch.stack([view.permute(1, 2, 0) for view in views]).permute(0, 3, 1, 2)
+    if not views:
+        return torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    if all(view.movedim(-3, -1).is_contiguous() for view in views):
+        return torch.stack([view.movedim(-3, -1) for view in views]).movedim(-1, -3)
     return torch.stack(views)
 
 
@@ -144,7 +173,9 @@ class _Steps:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         step = self.start
         while True:
-            yield self.loader.keys(step)
+            keys = self.loader.keys(step)
+            self.loader.announce(keys)
+            yield keys
             step += 1
 
 
@@ -153,9 +184,11 @@ class TrainLoader:
 
     Args:
         images: what to train on.
-        view: (picture, random generator) -> uint8 tensor.
+        view: (picture, sample) -> uint8 tensor.
         batch_size: images per step over all processes together.
         rank, ranks: this process takes the rank-th contiguous part of every batch.
+        announce: told (epoch, position) of the images of a batch, in this process, as they are handed out to be read:
+            with workers some batches before they are due.
     """
 
     def __init__(
@@ -169,6 +202,7 @@ class TrainLoader:
         rank: int = 0,
         ranks: int = 1,
         pin_memory: bool = False,
+        announce: Announce = lambda _: None,
     ):
         if len(images) < 2:
             raise Refusal(f"expected at least 2 training images in {images.name}, got {len(images)}: add images")
@@ -189,7 +223,7 @@ class TrainLoader:
             raise Refusal(f"--batch-size expected a multiple of the {ranks} processes, got {batch_size}: change either")
         self.images, self.view, self.batch_size, self.seed = images, view, batch_size, seed
         self.workers = default_workers() if workers is None else workers
-        self.rank, self.ranks, self.pin_memory = rank, ranks, pin_memory
+        self.rank, self.ranks, self.pin_memory, self.announce = rank, ranks, pin_memory, announce
         self.steps_per_epoch = len(images) // batch_size  # the rest of an epoch is dropped, as the paper does
         self._order: tuple[int, np.ndarray] | None = None
 

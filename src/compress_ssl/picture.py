@@ -125,6 +125,17 @@ class Picture:
         self._turn = _orientation_of_jpeg(data) if header.has_exif else 1
         height, width = header.height, header.width
         self.shape = (height, width, 3) if self._turn < 5 else (width, height, 3)
+        self._several = False
+        self._kept: np.ndarray | None = None
+
+    @property
+    def encoded(self) -> bytes:
+        """The whole file."""
+        return self._data
+
+    def keep(self) -> None:
+        """Several views will be made: once any of them needs all pixels around it, decode the whole and keep it."""
+        self._several = True
 
     def whole(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB, C-contiguous, writable; raises UnusableImage."""
@@ -148,6 +159,11 @@ class Picture:
         """
         room = min(box.height, box.width) / (_ROOM * enough)
         reduce = next((times for times in (8, 4, 2) if room >= times), 1)
+        if self._several and reduce == 1:
+            if self._kept is None:
+                self._kept = self.whole()
+            top, left, height, width = map(int, box)
+            return self._kept[top : top + height, left : left + width], Box(0, 0, height, width)
         stored = _turned(box, self._turn, self.shape[0], self.shape[1])
         top, left, height, width = map(int, stored)
         found = jpeg.part(self._data, self._header, (top, left, height, width), reduce=reduce)

@@ -41,6 +41,11 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def is_left_over(name: str) -> bool:
+    """Whether a file of this name is a temporary one of `replacing`, left by a process that was killed or is at it."""
+    return _LEFT_OVER.fullmatch(name) is not None
+
+
 class replacing:
     """`with replacing(path) as temporary:` write `temporary` by any means; it becomes `path` if the block ends well."""
 
@@ -189,7 +194,7 @@ class RunFolder:
         """Repair what a kill can leave behind: temporary files, a missing first file, a line cut off."""
         for folder in (self.path, self.path / "checkpoints", self.path / "student"):
             for inside in folder.glob(".*"):
-                if _LEFT_OVER.fullmatch(inside.name):
+                if is_left_over(inside.name):
                     inside.unlink()
         if not (self.path / "environment.json").exists():
             self.write_json("environment.json", environment())
@@ -231,7 +236,7 @@ def _compared(config: dict[str, Any]) -> dict[str, Any]:
 
 def _nothing_computed(path: Path) -> bool:
     """Whether a folder is empty, or was left by a start that failed before it had computed anything."""
-    inside = {file.name for file in path.iterdir() if not _LEFT_OVER.fullmatch(file.name)}
+    inside = {file.name for file in path.iterdir() if not is_left_over(file.name)}
     return not inside or (inside <= {"config.yaml", "environment.json"} and "config.yaml" in inside)
 
 

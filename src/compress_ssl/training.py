@@ -8,6 +8,7 @@ the progress bar, scores every few epochs, saves, and stops in good order on Ctr
 from __future__ import annotations
 
 import math
+import re
 import signal
 import sys
 import time
@@ -55,9 +56,9 @@ class Interrupted(Exception):
     """The training stopped because someone asked it to; everything is saved."""
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of whatever is drawn anew in a step, so that a resumed step draws the same."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+def step_seed(seed: int, step: int, *what: int) -> int:
+    """Seed of whatever is drawn anew in a step, so that a resumed step draws the same; `what` tells several apart."""
+    return int(np.random.SeedSequence((seed, step, *what)).generate_state(1)[0])
 
 
 class Training:
@@ -66,7 +67,7 @@ class Training:
     Args:
         folder: the run folder, None on ranks other than 0.
         parts: everything with a state that a resumed run must find again.
-        inputs: name -> fingerprint of what the run reads; a resumed run must find the same.
+        inputs: name -> what tells the things that the run reads apart; a resumed run must find the same.
         validate: called every few epochs; returns scores to log. It may save the encoder and set `best`.
         prepare: what else a batch needs on the host; done while the step before computes.
         settle: raises what earlier steps have found wrong, as far as it is known; with `wait=True`, all of it. It is
@@ -170,12 +171,7 @@ class Training:
                 self.run.forget_after(-1)
             return
         standing = checkpoint.load(file, self.parts)
-        changed = [name for name in self.inputs if standing["inputs"].get(name) != self.inputs[name]]
-        if changed:
-            raise Refusal(
-                f"--resume expected the {' and the '.join(changed)} that {run} was started with, got changed content: "
-                "put the old back, or start a new run in another --out"
-            )
+        _refuse_changed(standing["inputs"], self.inputs, run)
         self._resumed = True
         self.step, self.total_steps = standing["step"], standing["total_steps"]
         self.fitted, self.spent, self.best = standing["fitted"], standing["spent"], standing["best"]
@@ -425,6 +421,22 @@ class Training:
         asked = HostCopy(question)
         answer, self._agreement = (self._agreement, asked) if device.type == "cuda" else (asked, None)
         return nothing if answer is None else [one > 0 for one in answer.read().tolist()]
+
+
+def _refuse_changed(before: dict[str, str], now: dict[str, str], run: Path) -> None:
+    """Of what the run reads, name what is not what it was started with."""
+
+    def told(inputs: dict[str, str], name: str) -> str:
+        value = inputs.get(name, "nothing of the kind")
+        return value[:16] if re.fullmatch("[0-9a-f]{40,}", value) else value  # of a checksum the beginning will do
+
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        found = "; ".join(f"{name}: expected {told(before, name)}, got {told(now, name)}" for name in changed)
+        raise Refusal(
+            f"--resume expected what {run} was started with, got other content ({found}): put the old back, or start "
+            "a new run in another --out"
+        )
 
 
 def _check_parts(images: int, parts: int) -> None:

@@ -1,5 +1,8 @@
 """Views of a picture: the random training crop as data (box, flip), the evaluation view, each encoder's preprocessing.
 
+What is random in a view depends on the seed, the epoch and the image's id alone: never on where the image stands in its
+set. So a view can be drawn again, by another program and on another day, or stored beside what an encoder made of it.
+
 Pictures stay uint8 up to the device; normalisation is the encoder's first step. The box is drawn from height and width
 alone, so a picture that is not decoded yet is decoded no further than its box. The evaluation view is Pillow's, pixel
 for pixel torchvision's Resize and CenterCrop; so is a bicubic crop. A bilinear crop, as in training, is resized by
@@ -11,8 +14,10 @@ Source of the training view: He et al. 2016 / CompRess, Sec. 4 (RandomResizedCro
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -68,6 +73,21 @@ class Crop(NamedTuple):
     height: int
     width: int
     flip: bool
+
+
+class Sample(NamedTuple):
+    """Which image is looked at, and in which epoch of which run."""
+
+    seed: int
+    epoch: int
+    position: int  # in its image set
+    id: str
+
+    @property
+    def random(self) -> np.random.Generator:
+        """The numbers of this image in this epoch, from their beginning: by its id, wherever it stands in its set."""
+        id = int.from_bytes(hashlib.sha256(self.id.encode()).digest()[:8], "little")
+        return np.random.default_rng((self.seed, self.epoch, id))
 
 
 def draw_crop(height: int, width: int, view: TrainView, random: np.random.Generator) -> Crop:
@@ -129,9 +149,9 @@ class RandomView:
     def __init__(self, view: TrainView, size: int):
         self.view, self.size = view, size
 
-    def __call__(self, picture: np.ndarray | Picture, random: np.random.Generator) -> Tensor:
+    def __call__(self, picture: np.ndarray | Picture, sample: Sample) -> Tensor:
         height, width = picture.shape[:2]
-        return cut(picture, draw_crop(height, width, self.view, random), self.size)
+        return cut(picture, draw_crop(height, width, self.view, sample.random), self.size)
 
 
 class EvaluationView:
@@ -140,8 +160,62 @@ class EvaluationView:
     def __init__(self, preprocessing: Preprocessing):
         self.preprocessing = preprocessing
 
-    def __call__(self, picture: np.ndarray | Picture, _: np.random.Generator) -> Tensor:
+    def __call__(self, picture: np.ndarray | Picture, _: Sample) -> Tensor:
         return evaluation_view(picture, self.preprocessing)
+
+
+class RecordedViews:
+    """(H, W, 3) uint8 -> the evaluation view and `views` random ones, with their crops; picklable.
+
+    View v is what `RandomView` makes of the same image in epoch v, pixel for pixel: what a training with the same seed
+    would show its teacher.
+    """
+
+    def __init__(self, view: TrainView, preprocessing: Preprocessing, views: int):
+        self.view, self.preprocessing, self.views = view, preprocessing, views
+
+    def __call__(self, picture: np.ndarray | Picture, sample: Sample) -> tuple[Tensor, np.ndarray]:
+        """Returns: (1 + V, 3, size, size) uint8, and their crops (1 + V, 5) int32: top, left, height, width, flip, the
+        first row 0 for the evaluation view."""
+        if isinstance(picture, Picture):
+            picture.keep()
+        height, width = picture.shape[:2]
+        epochs = [sample._replace(epoch=view) for view in range(self.views)]
+        crops = [draw_crop(height, width, self.view, epoch.random) for epoch in epochs]
+        images = [evaluation_view(picture, self.preprocessing)]
+        images += [cut(picture, crop, self.preprocessing.size) for crop in crops]
+        recorded = np.zeros((1 + self.views, 5), np.int32)
+        if crops:
+            recorded[1:] = crops
+        return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), recorded
+
+
+class ReplayView:
+    """(H, W, 3) uint8 -> (3, size, size) uint8: the part of the picture that someone else has looked at.
+
+    Args:
+        crop_of: (position, epoch) -> the crop, or None for the evaluation view; picklable, as this is.
+        preprocessing: of the one who looked; its evaluation view is cut at `size` instead of its own.
+    """
+
+    def __init__(self, crop_of: Callable[[int, int], Crop | None], size: int, preprocessing: Preprocessing):
+        self.crop_of, self.size = crop_of, size
+        self.preprocessing = replace(preprocessing, size=size)
+
+    def __call__(self, picture: np.ndarray | Picture, sample: Sample) -> Tensor:
+        """Raises: Refusal if the crop does not lie in the picture."""
+        crop = self.crop_of(sample.position, sample.epoch)
+        if crop is None:
+            return evaluation_view(picture, self.preprocessing)
+        height, width = picture.shape[:2]
+        inside = min(crop[:2]) >= 0 and min(crop[2:4]) >= 1
+        if not inside or crop.top + crop.height > height or crop.left + crop.width > width:
+            raise Refusal(
+                f"expected the stored crop of {sample.id}, {crop.height} x {crop.width} pixels at row {crop.top}, column "
+                f"{crop.left}, to lie in the picture, got one of {height} x {width}: put the old one back, or run "
+                "`compress-ssl embed` with another --out"
+            )
+        return cut(picture, crop, self.size)
 
 
 def _part(picture: np.ndarray | Picture, box: Box, enough: int) -> tuple[np.ndarray, Box]:

@@ -121,7 +121,8 @@ def pack_weights(state: Mapping[str, Tensor]) -> bytes:
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().clone().contiguous()
         for name, tensor in state.items()
     }
-    return safetensors.save(packed, metadata={"format": "pt", CHECKSUM: _checksum(packed)})
+    # one entry: the format keeps several in no order, and the same weights would be other bytes each time
+    return safetensors.save(packed, metadata={CHECKSUM: _checksum(packed)})
 
 
 def _checksum(state: Mapping[str, Tensor]) -> str:

@@ -100,6 +100,19 @@ def test_opened_again_it_is_the_same(name: str) -> None:
         np.testing.assert_array_equal(first.read(0), second.read(0))
 
 
+def test_there_is_evidence_of_every_image(name: str) -> None:
+    """A stored embedding would be handed out for a picture that has been exchanged since."""
+    for images, again in zip(splits_of(name), splits_of(name), strict=True):
+        evidence = images.evidence
+        assert evidence.dtype == np.int64
+        assert evidence.shape == (len(images),)
+        assert evidence.min() > 0, "all of them can be read"
+        np.testing.assert_array_equal(again.evidence, evidence)
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(images)).evidence, evidence)
+        part = np.array([len(images) - 1, 0])
+        np.testing.assert_array_equal(subset(images, part).evidence, evidence[part])
+
+
 def test_splits_have_different_fingerprints(name: str) -> None:
     """Embeddings of the training images would pass for those of the test images."""
     prints = [images.fingerprint() for images in splits_of(name)]

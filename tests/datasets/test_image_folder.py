@@ -216,6 +216,17 @@ def test_a_fingerprint_notices_another_image_of_the_same_name_but_not_a_touch(tm
     assert opened(tmp_path).fingerprint() != before
 
 
+def test_the_evidence_of_an_exchanged_image_changes_and_of_no_other(tmp_path: Path) -> None:
+    """The stored embedding of the old picture would be taught to the new one."""
+    fill(tmp_path, "a.png", "b.png", "c.png")
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "no such file")
+    before = opened(tmp_path).evidence
+    Image.new("RGB", (70, 50)).save(tmp_path / "b.png")
+    after = opened(tmp_path).evidence
+    assert (before != after).tolist() == [False, True, False, False]
+    assert after[3] == -1, "a link to nowhere"
+
+
 def test_the_set_is_the_same_from_another_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that changes its folder would find every image broken."""
     fill(tmp_path / "photos", "a.png")

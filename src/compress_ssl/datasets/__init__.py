@@ -61,6 +61,12 @@ class ImageSet(Protocol):
         """Class names, () when the whole set is unlabelled."""
         ...
 
+    @property
+    def evidence(self) -> np.ndarray:
+        """(N,) int64: a number for each image that most likely changes with its bytes, had without decoding it: the
+        size of its file, or a checksum of pixels that are at hand. -1 where there is nothing to be read."""
+        ...
+
     def __len__(self) -> int: ...
 
     def read(self, position: int) -> np.ndarray:
@@ -211,6 +217,10 @@ class _Subset:
         self.ids: Sequence[str] = tuple(images.ids[position] for position in positions)
         self.labels = images.labels[positions]
         self.classes = images.classes
+
+    @property
+    def evidence(self) -> np.ndarray:
+        return self._images.evidence[self._positions]
 
     def __len__(self) -> int:
         return len(self._positions)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,10 @@ class FolderImages:
         self._unusual: Unusual = unusual
         self._max_pixels = max_pixels
 
+    @cached_property
+    def evidence(self) -> np.ndarray:
+        return np.array([_size(self.path(position)) for position in range(len(self.ids))], dtype=np.int64)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -123,8 +128,7 @@ class FolderImages:
             raise UnusableImage("broken", f"cannot be read: {error.strerror}") from error
 
     def fingerprint(self) -> str:
-        sizes = np.array([_size(self.path(position)) for position in range(len(self.ids))], dtype="<i8")
-        return digest(self.ids, self.labels, sizes.tobytes())
+        return digest(self.ids, self.labels, self.evidence.astype("<i8").tobytes())
 
 
 def _split_folders(root: bytes) -> dict[str, bytes]:

@@ -98,6 +98,10 @@ class ParquetImages:
         self._unusual: Unusual = unusual
         self._max_pixels = max_pixels
 
+    @property
+    def evidence(self) -> np.ndarray:
+        return np.diff(self._bytes.offsets)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -108,7 +112,7 @@ class ParquetImages:
         return open_picture(self._bytes[position], unusual=self._unusual, max_pixels=self._max_pixels)
 
     def fingerprint(self) -> str:
-        return digest(self.ids, self.labels, np.diff(self._bytes.offsets).astype("<i8").tobytes())
+        return digest(self.ids, self.labels, self.evidence.astype("<i8").tobytes())
 
 
 class _RowBytes:

@@ -23,9 +23,11 @@ import hashlib
 import json
 import os
 import socket
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,10 @@ class ArrayImages:
         self.classes = classes
         self._path = pixels
         self._pixels: np.ndarray | None = None  # (N, H, W, 3) or, for grey, (N, H, W); uint8
+
+    @cached_property
+    def evidence(self) -> np.ndarray:
+        return np.array([zlib.crc32(np.ascontiguousarray(image).data) for image in self._mapped()], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -3,8 +3,9 @@
 Each file has `Config` (whose `name` is the file's) and `Objective`:
 
     Objective(config, width=…, target_width=…, images=…, device=…, seed=…, group=…)
-    temperature           "auto" is replaced by a number before the first step (calibration.py), from config.perplexity
-    bank.size             anchors at most
+    temperature           "auto" is replaced by a number before the first step (calibration.py), from config.perplexity;
+                          None: there is none
+    bank.size             anchors at most, where there is a bank
     stored_anchors        True: all stored targets are given to fill(target, index) before the first step
     projector_width       what the student's rows must be projected to; None leaves the backbone's
     momentum              of the slow copy that makes the keys; None: the query without gradient is the key

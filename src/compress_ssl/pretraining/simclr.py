@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from compress_ssl import colour
 from compress_ssl.picture import Picture
-from compress_ssl.transforms import TrainView, cut, draw_crop
+from compress_ssl.transforms import Sample, TrainView, cut, draw_crop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,9 @@ class TwoCrops:
     def __init__(self, view: TrainView, size: int):
         self.view, self.size = view, size
 
-    def __call__(self, picture: np.ndarray | Picture, random: np.random.Generator) -> Tensor:
+    def __call__(self, picture: np.ndarray | Picture, sample: Sample) -> Tensor:
         picture = np.asarray(picture)  # decoded once, and not around each crop
+        random = sample.random
         height, width = picture.shape[:2]
         crops = [draw_crop(height, width, self.view, random) for _ in range(2)]
         return torch.stack([cut(picture, crop, self.size) for crop in crops])

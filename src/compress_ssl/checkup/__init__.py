@@ -1,0 +1,1 @@
+"""What `doctor` looks at, measures and advises: one idea a file."""

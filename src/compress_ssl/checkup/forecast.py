@@ -1,0 +1,63 @@
+"""Measured speeds -> hours, and sizes -> bytes. Arithmetic only; what is left out is said where it is used."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from compress_ssl.record import record_dtype
+
+BANK_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+WEIGHT_BYTES = 4  # weights, gradients and optimizer are float32 in every precision
+
+
+class Hours(NamedTuple):
+    """embed: once, before the training; train: all epochs; scores on held-out images come on top."""
+
+    embed: float
+    train: float
+
+    @property
+    def total(self) -> float:
+        return self.embed + self.train
+
+
+def live(images: int, *, epochs: float, step: float, loader: float) -> Hours:
+    """Hours with the teacher in every step.
+
+    Args:
+        images: of the training.
+        step: images a second of whole steps.
+        loader: images a second of the loader alone: a short measurement begins with batches that were read before it.
+    """
+    return Hours(0.0, epochs * images / min(step, loader) / 3600)
+
+
+def stored(images: int, *, epochs: float, step: float, loader: float, views: int, teacher: float | None) -> Hours:
+    """Hours with stored rows.
+
+    Args:
+        step: images a second of whole steps with rows from memory.
+        views: random views stored of each image, besides the evaluation view.
+        teacher: its images a second; None: the rows are stored already.
+    """
+    embed = 0.0 if teacher is None else max(images * (1 + views) / teacher, images / loader) / 3600
+    return Hours(embed, epochs * images / min(step, loader) / 3600)
+
+
+def table_bytes(images: int, tested: int, *, views: int, width: int) -> int:
+    """A table's float16 rows with their crops and checksums; ids and labels are some 40 bytes an image more.
+
+    Args:
+        images: of the training split, with all views; `tested` of the test split, with the evaluation view alone.
+    """
+    return (images * (1 + views) + tested) * record_dtype(width, "float16").itemsize
+
+
+def bank_bytes(size: int, widths: tuple[int, ...], *, dtype: str) -> int:
+    """Anchors of all models."""
+    return size * sum(widths) * BANK_BYTES[dtype]
+
+
+def training_bytes(parameters: int, *, slow_copy: bool, optimizer_states: int) -> int:
+    """Weights of the student, their gradients, its slow copy, and what the optimizer keeps of each."""
+    return parameters * WEIGHT_BYTES * (2 + slow_copy + optimizer_states)
