@@ -60,7 +60,8 @@ def commands(text: str) -> list[Command]:
 SHORT = ("--epochs", "0.1", "--batch-size", "16", "--accelerator", "cpu", "--workers", "0")
 QUIET = ("--device", "cpu", "--workers", "0")
 SMALL = ("--encoder", "compress/resnet10_small_w8")
-SHORTER = {"pretrain": (*SHORT, *SMALL), "distill": SHORT, "embed": QUIET, "evaluate": QUIET}
+BRIEF = ("--seconds", "2", "--batch-size", "16", "--accelerator", "cpu", "--workers", "0")
+SHORTER = {"pretrain": (*SHORT, *SMALL), "distill": SHORT, "embed": QUIET, "evaluate": QUIET, "doctor": BRIEF}
 TEACHER = ("pretrain", "--data", "photos", "--out", "runs/teacher")
 PYTHON = (
     [body for language, body in FENCE.findall(README.read_text()) if language == "python"] if README.exists() else []
@@ -127,7 +128,7 @@ def test_our_own_models_in_the_readme_exist(name):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A reader's folder: configs/, and photos/ with small pictures in folders by class."""
+    """A reader's folder: configs/, and photos/ with small pictures in folders by class, vectors of them."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
     random = np.random.default_rng(3)
@@ -136,6 +137,9 @@ def place(tmp_path_factory) -> Path:
         for number in range(23):
             pixels = random.integers(0, 90, (40, 36, 3)) + np.array([90, 40, 0])[(np.arange(3) + kind) % 3]
             Image.fromarray(pixels.astype(np.uint8)).save(folder / "photos" / f"kind{kind}" / f"{number}.jpg")
+    ids = sorted(str(file.relative_to(folder / "photos")) for file in (folder / "photos").rglob("*.jpg"))
+    np.save(folder / "vectors.npy", random.standard_normal((len(ids), 7)).astype(np.float32))
+    (folder / "ids.txt").write_text("\n".join(ids) + "\n")
     return folder
 
 
