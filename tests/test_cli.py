@@ -183,7 +183,7 @@ NOT_THERE = [
     ([*EMBED, "--data", "digit", "--out", "a"], "did you mean 'digits'?"),
     ([*EMBED, "--data", "torchvision/CIFAR11", "--out", "a"], "did you mean 'torchvision/CIFAR10'?"),
     ([*EMBED, *INTO, "--device", "gpu"], "--device expected cpu, cuda or mps"),
-    ([*EMBED, *INTO, "--batch-size", "0"], "expected at least 1, got 8192 and 0"),
+    ([*EMBED, *INTO, "--batch-size", "0"], "--batch-size expected at least 1, got 0"),
     ([*EMBED, *INTO, "--space", "teacher"], "expected a student with a projector"),
     (["embed", "--encoder", "timm/resnet81", *INTO], "did you mean 'resnet"),
     (["embed", "--encoder", "torchvision/resnet81@random", *INTO], "did you mean 'resnet"),

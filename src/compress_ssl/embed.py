@@ -280,9 +280,9 @@ def _asked(config: Config) -> tuple[str, str, Path]:
         raise Refusal(f"--views expected 0 or more, got {config.views}: 0 stores the evaluation view alone")
     if config.seed < 0:
         raise Refusal(f"--seed expected 0 or more, got {config.seed}: choose another")
-    if (config.shard_rows is not None and config.shard_rows < 1) or config.batch_size < 1:
-        raise Refusal(f"--shard-rows and --batch-size expected at least 1, got {config.shard_rows} and "
-                      f"{config.batch_size}: raise them")  # fmt: skip
+    for name, count in (("--shard-rows", config.shard_rows), ("--batch-size", config.batch_size)):
+        if count is not None and count < 1:
+            raise Refusal(f"{name} expected at least 1, got {count}: raise it")
     assert config.encoder is not None
     assert config.data is not None
     assert config.out is not None

@@ -17,7 +17,7 @@ from compress_ssl.datasets import ImageSet
 from compress_ssl.embeddings import Embeddings
 from compress_ssl.refusal import Refusal
 from compress_ssl.table import Table, is_table
-from compress_ssl.transforms import Crop, Preprocessing
+from compress_ssl.transforms import Crop, Preprocessing, TrainView
 from compress_ssl.vectors import Vectors, is_vectors
 
 ROWS_AT_ONCE = 8192
@@ -36,6 +36,11 @@ class Stored(Protocol):
     @property
     def views(self) -> int:
         """V random views of each training image, beside the evaluation view."""
+        ...
+
+    @property
+    def view(self) -> TrainView | None:
+        """By what rule the random views were cut, None if there are none."""
         ...
 
     @property

@@ -102,7 +102,7 @@ class StoredTeacher:
         if not self.replay:
             return RandomView(config, size)
         assert self.preprocessing is not None
-        if config not in (TrainView(), getattr(self.rows, "view", None)):
+        if config not in (TrainView(), self.rows.view):
             kept = f"{self._views} random views" if self._views else "the evaluation view alone"
             raise Refusal(
                 f"--view expected no other crops than the stored ones, for the student sees what the teacher saw, got "

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from compress_ssl.refusal import Refusal
-from compress_ssl.transforms import Crop, Preprocessing
+from compress_ssl.transforms import Crop, Preprocessing, TrainView
 from compress_ssl.unit_rows import SHORTEST
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Vectors:
     """
 
     views = 0  # random views: none were stored
+    view: TrainView | None = None
     preprocessing: Preprocessing | None = None
 
     def __init__(self, path: Path, ids: Path | None = None, *, in_memory: bool = False):

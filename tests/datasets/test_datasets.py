@@ -119,11 +119,22 @@ def test_a_dotted_name_reaches_a_module_outside_the_package(tmp_path: Path, monk
         "    return digits.open_splits('digits', unusual=unusual, max_pixels=max_pixels)\n"
     )
     (package / "empty.py").write_text("")
+    (package / "old.py").write_text(
+        "from compress_ssl.datasets import Splits\n"
+        "class Old:\n"
+        "    name, ids, labels, classes = 'old:train', ('a',), (0,), ()\n"
+        "    def __len__(self): return 1\n"
+        "    def read(self, position): ...\n"
+        "    def fingerprint(self): return ''\n"
+        "def open_splits(name, **_): return Splits(Old())\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     try:
         assert len(open_splits("outsider_of_this_test.storage:shelf-3").train) == 1437
         with pytest.raises(Refusal, match="to define open_splits"):
             open_splits("outsider_of_this_test.empty")
+        with pytest.raises(Refusal, match="got one without evidence"):
+            open_splits("outsider_of_this_test.old")
         with pytest.raises(Refusal, match="a folder of images"):
             open_splits("outsider_of_this_test.misspelt")
     finally:

@@ -103,7 +103,7 @@ def open_splits(name: str, *, unusual: Unusual = "skip", max_pixels: int = MAX_P
             return module.open_splits(name, unusual=unusual, max_pixels=max_pixels)
     outside = _outside_module(name)
     if outside is not None:
-        return outside.open_splits(name, unusual=unusual, max_pixels=max_pixels)
+        return _complete(outside.open_splits(name, unusual=unusual, max_pixels=max_pixels), name)
     raise Refusal(
         "expected a folder of images, a .parquet file or a folder of them, 'digits', 'torchvision/NAME' or a module's "
         f"dotted name as the data, got {name!r}{_what_lies_there(name)}: {nearest(name, known_names())}"
@@ -259,6 +259,17 @@ def _outside_module(name: str) -> ModuleType | None:
             "it: see compress_ssl.datasets.digits for an example"
         )
     return module
+
+
+def _complete(splits: Splits, name: str) -> Splits:
+    """Refuse image sets from outside that lack something, before hours of work ask for it."""
+    wanted = ("name", "ids", "labels", "classes", "evidence", "read", "fingerprint", "__len__")
+    for images in (splits.train, splits.test):
+        missing = [] if images is None else [part for part in wanted if not hasattr(images, part)]
+        if missing:
+            raise Refusal(f"expected the image sets of {name} to offer {', '.join(wanted)}, got one without "
+                          f"{', '.join(missing)}: see compress_ssl.datasets.ImageSet")  # fmt: skip
+    return splits
 
 
 def _what_lies_there(name: str) -> str:
