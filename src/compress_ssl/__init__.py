@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from compress_ssl.bank import Bank as Bank
     from compress_ssl.datasets import open_splits as open_splits
     from compress_ssl.embeddings import Embeddings as Embeddings
-    from compress_ssl.table import Table as Table
     from compress_ssl.encoder import Encoder as Encoder
     from compress_ssl.encoder import open_encoder as open_encoder
     from compress_ssl.refusal import Refusal as Refusal
     from compress_ssl.similarity import anchor_kl as anchor_kl
+    from compress_ssl.table import Table as Table
 
 __version__ = "0.1.0"
 

@@ -260,7 +260,7 @@ def _rounding(abouts: list[About]) -> dict[str, float]:
 
 
 def _compared(origin: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same to go on with a table: all but the names of encoder and data, and the version of the code."""
+    """What must be the same to go on with a table: all but the names of encoder and data, and our own version."""
     encoder = {name: value for name, value in origin["encoder"].items() if name != "spec"}
     data = {name: value for name, value in origin["data"].items() if name != "name"}
     return {**{name: value for name, value in origin.items() if name != "code"}, "encoder": encoder, "data": data}
