@@ -212,8 +212,8 @@ class ReplayView:
         if not inside or crop.top + crop.height > height or crop.left + crop.width > width:
             raise Refusal(
                 f"expected the stored crop of {sample.id}, {crop.height} x {crop.width} pixels at row {crop.top}, "
-                f"column {crop.left}, to lie in the picture, got one of {height} x {width}: put the old one back, or run "
-                "`compress-ssl embed` with another --out"
+                f"column {crop.left}, to lie in the picture, got one of {height} x {width}: put the old one back, "
+                "or run `compress-ssl embed` with another --out"
             )
         return cut(picture, crop, self.size)
 
