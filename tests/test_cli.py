@@ -150,7 +150,7 @@ def test_an_option_of_a_verb_says_what_it_means(capsys):
     with pytest.raises(SystemExit):
         main(["distill", "--help"])
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "training images among which their neighbours are looked for" in out
+    assert "training images among which the neighbours of those kept aside are looked for" in out
     assert "(default: 128000)" in out
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from compress_ssl.colour import OFF, Change, Config, apply, draw
+from compress_ssl.colour import OFF, Change, Config, apply, draw, refuse_idle
 from compress_ssl.refusal import Refusal
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -171,5 +171,32 @@ def test_off_is_off_and_anything_above_is_not() -> None:
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_what_is_no_probability_is_refused(name: str, value: float) -> None:
     """80 for 80 % would change every image, without a word."""
-    with pytest.raises(Refusal, match=rf"colour\.{name} expected a probability in \[0, 1\], got"):
+    with pytest.raises(Refusal, match=rf"expected a probability in \[0, 1\] for colour\.{name}, got"):
         Config(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+@pytest.mark.parametrize("value", [-3, float("inf"), float("nan")])
+def test_what_is_no_strength_is_refused(name: str, value: float) -> None:
+    """Brightness -3 would draw factors from 4 down to -2: black pictures, without a word."""
+    with pytest.raises(Refusal, match=rf"expected a strength of 0 or more for colour\.{name}, got {value}"):
+        Config(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, 7, float("nan")])
+def test_more_than_half_of_the_colour_circle_is_refused(value: float) -> None:
+    """Hue 7, meant as degrees, would turn every colour into any other."""
+    with pytest.raises(Refusal, match=rf"in \[0, 0\.5\] for colour\.hue, got {value}"):
+        Config(hue=value)
+
+
+def test_a_strength_without_a_probability_is_refused_by_its_option() -> None:
+    """`--student-colour.hue 0.3` alone would change nothing, and a table of results would say that it did."""
+    for name in ("brightness", "contrast", "saturation", "hue"):
+        idle = replace(OFF, **{name: 0.3})
+        told = rf"--student-colour\.{name} expected --student-colour\.probability above 0 .* got 0\.3 and probability 0"
+        with pytest.raises(Refusal, match=told):
+            refuse_idle(idle, "--student-colour")
+        refuse_idle(replace(idle, probability=0.1), "--student-colour")
+    for fine in (OFF, Config(), replace(OFF, grey=0.5, blur=0.5)):
+        refuse_idle(fine, "--student-colour")

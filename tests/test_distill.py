@@ -40,6 +40,7 @@ from compress_ssl.table import Table
 from compress_ssl.teacher import LiveTeacher
 from compress_ssl.training import TrainingConfig
 from compress_ssl.transforms import RandomView
+from compress_ssl.vectors import Vectors
 
 STUDENT = "compress/resnet10_small_w8"
 EPOCH = 80  # steps: 1437 digits without the 150 held out, 16 a step
@@ -875,10 +876,22 @@ def test_with_one_stored_view_every_epoch_sees_it(
 
 @pytest.mark.usefixtures("quick")
 def test_vectors_with_ids_teach_as_the_table_they_come_from_does_in_the_papers_way(
-    three_epochs: Config, stored: Callable[..., str], tmp_path: Path
+    three_epochs: Config, stored: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model behind a service, or one that nobody can run any more, could not be compressed."""
     config = with_training(replace(three_epochs, student_size=8), epochs=1)
+    working, hashed = [False], []
+    identity, on_first = Vectors.identity, distill.on_first
+
+    def noting(fabric: Any, work: Callable[[], Any]) -> Any:
+        working[0] = True
+        try:
+            return on_first(fabric, work)
+        finally:
+            working[0] = False
+
+    monkeypatch.setattr(distill, "on_first", noting)
+    monkeypatch.setattr(Vectors, "identity", lambda self: hashed.append(working[0]) or identity(self))
     table = Table(Path(stored()))
     rows, order = table.embeddings("train"), np.random.default_rng(0).permutation(100)
     np.save(tmp_path / "rows.npy", rows.rows[order])
@@ -886,6 +899,8 @@ def test_vectors_with_ids_teach_as_the_table_they_come_from_does_in_the_papers_w
     papers = replace(config, teacher=stored(), stored=StoredConfig(student_view="random"))
     vectors = replace(config, teacher=str(tmp_path / "rows.npy"), ids=tmp_path / "ids.txt", out=tmp_path / "vectors")
     distill.run(papers), distill.run(vectors)
+    assert hashed == [True], "the file is read whole for it, by one process"
+    assert final_state(vectors.out)["standing"]["inputs"].keys() == {"data", "teacher vectors", "teacher ids"}
     np.testing.assert_allclose(losses(vectors.out), losses(papers.out), rtol=1e-6)
     replayed = replace(config, teacher=stored(), out=tmp_path / "replayed")
     apart = losses(distill.run(replayed))[1:] / losses(papers.out)[1:] - 1
@@ -914,6 +929,20 @@ def test_a_run_is_not_resumed_over_a_table_made_anew_by_other_weights(
     told = rf"teacher weights: expected {weights_before[:16]}, got {weights_now[:16]}\)"
     with pytest.raises(Refusal, match=rf"--resume expected .* got other content \({told}: put the old back"):
         distill.run(replace(config, resume=True))
+
+
+@pytest.mark.usefixtures("quick")
+def test_options_that_do_not_go_with_a_table_are_refused_before_it_is_read(
+    three_epochs: Config, stored: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images would be left out without a word; the system would kill a run whose rows do not fit into memory."""
+    config = replace(three_epochs, teacher=stored())
+    with pytest.raises(Refusal, match=r"--unusual expected skip, .*, got convert"):
+        distill.run(replace(config, unusual="convert"))
+    monkeypatch.setattr("compress_ssl.room.free_memory", lambda: 1000)
+    monkeypatch.setattr(distill, "open_teacher", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(Refusal, match=r"--stored\.in-memory expected .* of free memory, .*, got 1e-06 GB"):
+        distill.run(replace(config, out=config.out.parent / "other", stored=StoredConfig(in_memory=True)))
 
 
 # ---- colours for the student alone ----
@@ -959,6 +988,27 @@ def test_a_change_of_colours_reaches_query_and_key_and_never_the_teacher(
         assert torch.equal(query, keyed)
         assert torch.equal(query, colour.apply(looked, change))
         assert not torch.equal(query, looked)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_strength_of_colours_without_a_probability_is_refused_unless_the_run_has_begun(config: Config) -> None:
+    """An option would be ignored without a word; a run that began when it was must go on."""
+    idle = replace(config, student_colour=replace(colour.OFF, hue=0.3))
+    with pytest.raises(Refusal, match=r"--student-colour\.hue expected --student-colour\.probability above 0"):
+        distill.run(idle)
+    assert not config.out.exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(colour, "refuse_idle", lambda *_: None)
+        distill.run(idle)
+    distill.run(replace(idle, resume=True))
+
+
+def test_colours_out_of_range_are_refused_by_their_name(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """ "Expected a probability, got 2" does not tell which of a dozen options it is about."""
+    for name, value in (("probability", "2"), ("hue", "7"), ("brightness", "-3")):
+        assert cli.main(arguments(config, f"--student-colour.{name}", value)) == 2
+        told = capsys.readouterr().err
+        assert re.search(rf"^compress-ssl: expected a .* for colour\.{name}, got {value}", told), told
 
 
 class Alone:

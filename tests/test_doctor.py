@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from compress_ssl import doctor
@@ -99,10 +101,12 @@ def test_files_of_one_size_are_read_whole_only_if_their_middle_agrees(tmp_path, 
     """Of a million photographs nearly all have the size of another: reading all takes hours, on a network disk days."""
     root = tmp_path / "raw"
     root.mkdir()
-    random = np.random.default_rng(0)
     for number in range(30):
-        Image.fromarray(random.integers(0, 256, (50, 50, 3), dtype=np.uint8)).save(root / f"{number:02d}.bmp")
-    (root / "copy.bmp").write_bytes((root / "03.bmp").read_bytes())
+        scene(number).save(root / f"{number:02d}.jpg", quality=90)
+    longest = max(path.stat().st_size for path in root.iterdir())
+    for path in root.iterdir():  # as photographs of a million are: many of one size
+        path.write_bytes(path.read_bytes().ljust(longest, b"\0"))
+    (root / "copy.jpg").write_bytes((root / "03.jpg").read_bytes())
     read: list[int] = []
     whole = inspection.contents
     monkeypatch.setattr(
@@ -110,7 +114,7 @@ def test_files_of_one_size_are_read_whole_only_if_their_middle_agrees(tmp_path, 
     )
     found = inspection.inspect(open_splits(str(root)), count=3, seed=0, workers=0)
     assert found["exact_duplicates"]["copies"] == 1
-    assert found["exact_duplicates"]["first"] == [["03.bmp", "copy.bmp"]]
+    assert found["exact_duplicates"]["first"] == [["03.jpg", "copy.jpg"]]
     assert len(read) <= 2
 
 
@@ -145,6 +149,11 @@ def test_teacher_and_student_are_those_that_distill_would_take(photos, capsys):
     assert forecast["images"] == len(training)
     slower = min(found["speed"][part]["images_per_second"] for part in ("loader", "step_live"))
     assert forecast["live"]["hours"] == pytest.approx(130 * len(training) / slower / 3600)
+    speed = found["speed"]
+    assert speed["loader_stored"] is None, "both models look at 32 pixels"
+    tested = len(open_splits(str(photos)).test)
+    views = (len(training) + len(held_out)) * 5 + tested
+    assert forecast["stored"]["embed_hours"] >= views / speed["teacher"]["images_per_second"] / 3600 * 0.999
     assert forecast["memory"]["whole"] == sum(forecast["memory"][part] for part in ("weights", "activations", "bank"))
     assert forecast["memory"]["weights"] == 4 * (4 * student["parameters"] + teacher["parameters"])
     assert found["left_out"] == []
@@ -184,6 +193,71 @@ def test_what_was_not_given_is_left_out_and_said_so(photos, capsys):
     assert found["student"]["parameter_share"] is None
     assert found["forecast"] is None
     assert any("they need --teacher and --student" in line for line in found["left_out"])
+
+
+def test_stored_rows_are_forecast_as_they_would_be_trained_with(photos, capsys, monkeypatch):
+    """A student of 16 pixels beside a teacher of 48 reads a ninth of the pixels once rows are stored."""
+    cut: dict[str, set[int]] = {}
+    training = doctor.Bench.training
+
+    def noted(bench, step, view, **how):
+        cut.setdefault(type(how["prepare"].__self__).__name__, set()).add(view.size)
+        return training(bench, step, view, **how)
+
+    monkeypatch.setattr(doctor.Bench, "training", noted)
+    sizes = ["--student-size", "16", "--teacher-size", "48"]
+    assert main(["doctor", "--data", str(photos), *MODELS, *QUICK[:-4], *sizes, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert cut == {"AtHand": {16}, "LiveTeacher": {48}}
+    assert found["speed"]["input_size"] == 48
+    for part in ("loader", "loader_stored", "loader_embed"):
+        assert found["speed"][part]["images_per_second"] > 0, part
+    # each image is cut for the evaluation view and four random ones
+    assert found["speed"]["loader_embed"]["images_per_second"] < found["speed"]["loader"]["images_per_second"]
+
+
+@pytest.mark.parametrize("usable", [0, 1])
+def test_a_gallery_that_cannot_be_used_is_left_out_and_the_rest_is_told(tmp_path, capsys, usable):
+    """Of a folder that is mostly broken one wants to hear just that, not the end of a statistic."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for number in range(12):
+        scene(number).save(folder / f"{number:02d}.jpg")
+    training, held_out = set_aside(open_splits(str(folder)).train, at_most=1000)
+    gallery = hold_out(training, count=3)[1]
+    for id in gallery.ids[usable:]:
+        (folder / id).write_bytes(b"no picture")
+    found = examined(capsys, "--data", str(folder), *MODELS, "--gallery", "3")
+    teacher = found["teacher"]
+    assert teacher["width"] == 128
+    assert teacher["parameters"] > 0
+    assert teacher["cosine"] is teacher["temperature"] is teacher["bank"] is teacher["gallery"] is None
+    assert any(line.startswith("the teacher's space: ") for line in found["left_out"])
+    assert found["speed"]["step_live"]["images_per_second"] > 0
+    assert found["forecast"]["live"]["hours"] > 0
+    assert main(["doctor", "--data", str(folder), *MODELS, *QUICK, "--gallery", "3"]) == 0
+    assert "None" not in capsys.readouterr().out
+    assert len(held_out) == 1
+
+
+def test_a_teacher_whose_rows_are_not_numbers_is_a_finding(photos, capsys, monkeypatch):
+    """A training would end there; what else was found is still true."""
+    opened = doctor.open_teacher
+
+    def damaged(*words, **how):
+        teacher = opened(*words, **how)
+        for weight in teacher.encoder.parameters():
+            weight.fill_(float("nan"))
+        teacher.swift = torch.nn.Sequential(teacher.swift, torch.nn.Threshold(math.inf, math.nan))
+        return teacher
+
+    monkeypatch.setattr(doctor, "open_teacher", damaged)
+    found = examined(capsys, "--data", str(photos), *MODELS)
+    assert any(line.startswith("the teacher's space: ") for line in found["left_out"])
+    assert any(line.startswith("the rest of the speeds: ") for line in found["left_out"])
+    assert found["speed"]["step_live"] is None
+    assert found["data"]["looked_at"] == 45
+    assert found["speed"]["step_stored"]["images_per_second"] > 0
 
 
 def test_a_table_is_a_teacher_without_speed_of_its_own(photos, capsys):
@@ -235,7 +309,8 @@ def test_images_none_of_which_can_be_used_are_a_finding(tmp_path, capsys):
     [
         (["--seconds", "0"], "--seconds expected more than 0, got 0"),
         (["--images", "-1"], "--images expected 0"),
-        (["--gallery", "0"], "--gallery expected at least 1"),
+        (["--gallery", "1"], "--gallery expected at least 2"),
+        (["--batch-size", "1"], "--batch-size expected at least 2"),
         (["--views", "-1"], "--views expected 0 or more"),
         (["--teacher", "nowhere"], "expected"),
         (["--ids", "ids.txt"], "--ids"),

@@ -25,6 +25,7 @@ from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import write_atomically
 from compress_ssl.student import Student, load_projector, save_student
 from compress_ssl.table import MANIFEST, Table
+from compress_ssl.table_writer import TableWriter
 from compress_ssl.transforms import Crop, EvaluationView, Sample, TrainView, cut, draw_crop, evaluation_view
 
 SPEC = "compress/resnet10_small_w8@random"
@@ -262,20 +263,19 @@ def test_processes_started_together_write_the_table_of_one(encoder, tmp_path):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_each_process_does_its_share_and_the_last_completes(encoder, tmp_path, monkeypatch, order):
-    """A process that ends first would declare half a table whole, or wait for ever for the others."""
+def test_a_process_begins_with_its_share_and_helps_with_the_rest(encoder, tmp_path, monkeypatch, order):
+    """All would begin with the same shard; or what a process that died had to do would never be done."""
     data = photos(tmp_path / "photos", 41)
     embed.run(config(encoder, data, tmp_path / "whole"))
-    real, counted = embed.embed_views, []
-    monkeypatch.setattr(embed, "embed_views", lambda *a, **b: counted.append(len(a[1])) or real(*a, **b))
+    real, made = TableWriter.write, []
+    monkeypatch.setattr(TableWriter, "write", lambda self, task, *a: made.append(task.number) or real(self, task, *a))
     for rank in order:
-        assert "splits" not in (tmp_path / "table" / MANIFEST).read_text() if counted else True
         with monkeypatch.context() as patch:
             for name, value in of_torchrun(rank, 3).items():
                 patch.setenv(name, value)
             embed.run(config(encoder, data, tmp_path / "table"))
-    assert sum(counted) == 41
-    assert len(counted) == 9
+    assert len(made) == 9, "six shards of training images and three of test images, each once"
+    assert [number % 3 for number in made[:3]] == [order[0]] * 3
     assert contents(tmp_path / "table") == contents(tmp_path / "whole")
 
 
@@ -393,8 +393,8 @@ def test_a_table_is_verified_and_described_from_the_command_line(encoder, tmp_pa
         file.write_bytes(changed)
     assert main(["embed", "--verify", str(out)]) == 2
     told = capsys.readouterr().err
-    assert "2 of its files are damaged" in told
-    assert f"remove {out / 'train' / '00000.json'} and run the table's `embed` again" in told
+    assert f"{out} is damaged in 2 places" in told
+    assert f"remove {out / 'train' / '00000.json'} and run `compress-ssl embed --encoder " in told
     assert f"expected {out / 'test' / '00000.json'} as `embed` wrote it" in told
 
 
@@ -427,8 +427,8 @@ def test_nothing_to_verify_is_refused(tmp_path, capsys):
         (["--encoder", "a", "--out", "b"], "expected --data, got nothing for it"),
         (["--views", "-1"], "--views expected 0 or more, got -1"),
         (["--seed", "-1"], "--seed expected 0 or more, got -1"),
-        (["--shard-rows", "0"], "expected at least 1, got 0 and 256"),
-        (["--batch-size", "0"], "expected at least 1, got None and 0"),
+        (["--shard-rows", "0"], "--shard-rows expected at least 1, got 0"),
+        (["--batch-size", "0"], "--batch-size expected at least 1, got 0"),
     ],
 )
 def test_options_that_make_no_table_are_refused(tmp_path, capsys, given, told):
@@ -447,7 +447,7 @@ def test_unusable_images_are_listed_and_left_out(encoder, tmp_path, capfd):
     (data / "train" / "b" / "zz.jpg").write_bytes(b"no picture")
     embed.run(config(encoder, data, tmp_path / "table"))
     table = Table(tmp_path / "table")
-    assert table.skipped("train") == {"train/a/000.png", "train/b/zz.jpg"}
+    assert table.skipped("train") == {"train/a/000.png": 0, "train/b/zz.jpg": len(b"no picture")}
     assert not {"train/a/000.png", "train/b/zz.jpg"} & set(table.ids("train"))
     assert len(table.ids("train")) == 15
     told = " ".join(capfd.readouterr().err.split())

@@ -242,6 +242,35 @@ def test_a_table_serves_images_that_were_held_out_of_one_split(models, tmp_path)
     assert results["models"]["stored"]["metrics"]["neighbour_overlap_10"] > 0.95
 
 
+def test_options_that_a_table_was_not_made_with_are_refused(models, tmp_path, monkeypatch):
+    """--size would be ignored for one of the models compared, --unusual would leave images out without a word."""
+    data, table = photos(tmp_path / "photos", 30), tmp_path / "table"
+    embed.run(embed.Config(encoder=str(models / "plain"), data=str(data), out=table, device="cpu", workers=0))
+    monkeypatch.setattr(evaluate, "embed", lambda *_, **__: pytest.fail("embedded"))
+    told = r"--size expected the size that the stored rows of .*table were made with, got 16, where they were made at 8"
+    with pytest.raises(Refusal, match=told):
+        run([table, models / "plain"], data, tmp_path / "out", size=16)
+    with pytest.raises(Refusal, match=r"--unusual expected skip, .*table were made, got convert"):
+        run([table], data, tmp_path / "out", unusual="convert")
+    vectors, ids = vectors_of(models / "plain", data, tmp_path / "service")
+    with pytest.raises(Refusal, match=r"--size expected an encoder among the models, got 8"):
+        run([vectors], data, tmp_path / "out", ids=ids, size=8)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    run([table, vectors, models / "plain"], data, tmp_path / "out", ids=ids, size=8)
+
+
+def test_strict_refuses_an_image_that_a_table_has_no_row_of(models, tmp_path):
+    """A benchmark with an image missing is another benchmark."""
+    data, table = photos(tmp_path / "photos", 30), tmp_path / "table"
+    (data / "empty.png").write_bytes(b"")
+    embed.run(embed.Config(encoder=str(models / "plain"), data=str(data), out=table, device="cpu", workers=0))
+    with pytest.raises(Refusal, match=r"--strict .*, got 1 that could not be when .*table was made \(empty\.png, …\)"):
+        run([table], data, tmp_path / "out", strict=True)
+    assert not (tmp_path / "out").exists()
+    assert sum(run([table], data, tmp_path / "out")["images"].values()) == 30
+
+
 def test_a_table_of_other_images_is_refused(models, tmp_path):
     """Rows by position instead of by id would be compared with other images."""
     data = photos(tmp_path / "photos", 30)

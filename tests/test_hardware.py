@@ -43,8 +43,11 @@ def test_work_is_shared_out_as_the_launcher_says(monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patch:
         patch.setenv("TORCHELASTIC_RUN_ID", "none")
         assert standing() == Standing(rank=5, ranks=8, local_rank=1)
-    slurm = {"NTASKS": 6, "NTASKS_PER_NODE": 3, "NNODES": 2, "PROCID": 4, "LOCALID": 2, "JOB_NAME": "embed"}
+    slurm = {"NTASKS": 6, "NNODES": 2, "PROCID": 0, "LOCALID": 0, "JOB_NAME": "embed"}
     for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert standing() == Standing(), "a batch script without srun is one process of one"
+    for name, value in {"STEP_NUM_TASKS": 6, "PROCID": 4, "LOCALID": 2}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     assert standing() == Standing(rank=4, ranks=6, local_rank=2)
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # a shell on the cluster, and no srun

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -33,3 +35,13 @@ def test_what_goes_wrong_in_the_first_process_is_raised_there(several: int) -> N
         with pytest.raises(SystemExit) as caught:
             processes.on_first(Fabric(first=False), lambda: pytest.fail("not this one's work"))  # type: ignore[arg-type]
         assert caught.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("several", "strategy", "here"),
+    [(1, object(), 1), (2, SimpleNamespace(num_nodes=1), 2), (8, SimpleNamespace(num_nodes=2), 4)],
+)
+def test_severalof_other_machines_are_not_counted_here(several: int, strategy: object, here: int) -> None:
+    """Eight machines with room for one table each would be told that eight tables do not fit."""
+    fabric = SimpleNamespace(world_size=several, strategy=strategy)
+    assert processes.on_this_machine(fabric) == here  # type: ignore[arg-type]

@@ -12,10 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from compress_ssl import datasets, embed
+from compress_ssl import datasets, embed, room
 from compress_ssl.encoder import open_encoder, save_encoder
 from compress_ssl.refusal import Refusal
-from compress_ssl.stored import Stored, find, is_stored, needs_ids, of, open_stored
+from compress_ssl.stored import (
+    Stored,
+    find,
+    is_stored,
+    needs_ids,
+    of,
+    open_stored,
+    refuse_other_unusual,
+    refuse_too_large,
+)
 from compress_ssl.table import Table
 from compress_ssl.transforms import Crop, EvaluationView
 from compress_ssl.vectors import Vectors
@@ -48,8 +57,10 @@ class Rows:
 
     path, width, views, preprocessing = Path("tables/a"), 2, 0, None
 
-    def __init__(self, skipped: Sequence[str] = (), **splits: tuple[Sequence[str], Sequence[int] | None]):
-        self._splits, self._skipped = splits, set(skipped)
+    unusual: datasets.Unusual | None = None
+
+    def __init__(self, skipped: dict[str, int] | None = None, **splits: tuple[Sequence[str], Sequence[int] | None]):
+        self._splits, self._skipped = splits, skipped or {}
         self._all = np.array([[len(id), place + 1] for place, (ids, _) in enumerate(splits.values()) for id in ids])
 
     def splits(self) -> list[str]:
@@ -65,8 +76,8 @@ class Rows:
         found = self._splits[split][1]
         return None if found is None else np.array(found)
 
-    def skipped(self, split: str) -> set[str]:
-        return self._skipped if split == "train" else set()
+    def skipped(self, split: str) -> dict[str, int]:
+        return self._skipped if split == "train" else {}
 
     def first(self, split: str) -> int:
         names = list(self._splits)
@@ -119,9 +130,28 @@ def test_part_of_the_images_is_looked_for_where_all_of_them_are() -> None:
 
 def test_an_image_that_could_not_be_used_has_no_place() -> None:
     """One broken file among a million would make the whole table useless."""
-    stored = Rows(train=(IDS[1:], None), skipped=[IDS[0]])
+    stored = Rows(train=(IDS[1:], None), skipped={IDS[0]: 7})
     assert find(stored, Photos()).tolist() == [-1, *range(10)]
+    assert find(stored, Photos(evidence=[7] * 11)).tolist() == [-1, *range(10)]
     assert of(stored, Photos()).ids == IDS[1:]
+
+
+def test_an_image_mended_since_is_refused_before_anything_is_trained() -> None:
+    """The run would die in the middle of an epoch, at the first batch that holds it."""
+    stored = Rows(train=(IDS[1:], range(101, 111)), skipped={IDS[0]: 7})
+    now = list(range(100, 111))
+    with pytest.raises(Refusal, match=r"none for 1 of 11 \(kind0/0\.png, …\) .* with --out tables/a, .* or mended"):
+        find(stored, Photos(evidence=now))
+    assert find(stored, Photos(evidence=[7, *now[1:]])).tolist() == [-1, *range(10)]
+
+
+def test_strict_rows_are_those_of_all_images() -> None:
+    """A benchmark with an image missing is another benchmark."""
+    stored = Rows(train=(IDS[1:], None), skipped={IDS[0]: 7})
+    with pytest.raises(Refusal, match=r"--strict expected every image of photos:train .* got 1 that could not be when "
+                       r"tables/a was made \(kind0/0\.png, …\)"):  # fmt: skip
+        of(stored, Photos(), strict=True)
+    assert of(stored, Photos(IDS[1:]), strict=True).ids == IDS[1:]
 
 
 def test_rows_come_with_the_labels_of_the_data() -> None:
@@ -189,6 +219,17 @@ def test_ids_of_another_kind_show_one_of_each_side() -> None:
     with pytest.raises(Refusal, match=r"none for 11 of 11: the data's ids are as 'kind0/0\.png', those in tables/a as "
                        r"'train/kind0/0\.png'"):  # fmt: skip
         find(stored, Photos())
+
+
+def test_other_treatment_of_unusual_images_is_refused_with_both_values() -> None:
+    """A CMYK picture without a row would end the training, one with a row would be replaced without a word."""
+    stored = Rows(train=(IDS, None))
+    refuse_other_unusual(stored, "convert")  # nobody knows how it was made
+    stored.unusual = "skip"
+    refuse_other_unusual(stored, "skip")
+    with pytest.raises(Refusal, match=r"--unusual expected skip, .* in tables/a were made, got convert: give --unusual "
+                       r"skip, or run `compress-ssl embed` with --unusual convert and another --out"):  # fmt: skip
+        refuse_other_unusual(stored, "convert")
 
 
 # ---- by name ---------------------------------------------------------------------------------------------------------
@@ -264,13 +305,18 @@ def test_a_table_is_refused_over_pictures_that_have_come_gone_or_changed(
             victim.with_name("new.png").write_bytes(victim.read_bytes())
         elif change == "changed":
             victim.write_bytes(victim.read_bytes() + b"\0")
+        elif change == "mended":
+            victim.with_name("broken.png").write_bytes(victim.read_bytes())
         elif change == "missing":
             victim.unlink()
         return datasets.open_splits(str(folder)).train
 
     assert (find(stored, after("copied")) >= 0).sum() == 13
-    with pytest.raises(Refusal, match=r"none for 1 of 15 \(train/kind0/new\.png, …\)"):
+    told = rf"none for 1 of 15 \(train/kind0/new\.png, …\) .* embed --encoder .* --out {table[0]} .* or mended"
+    with pytest.raises(Refusal, match=told):
         find(stored, after("added"))
+    with pytest.raises(Refusal, match=r"none for 1 of 14 \(train/kind0/broken\.png, …\)"):
+        find(stored, after("mended"))
     with pytest.raises(Refusal, match=r"1 of 14 changed \(train/kind0/2\.png"):
         find(stored, after("changed"))
     missing = after("missing")
@@ -297,6 +343,34 @@ def test_what_is_stored_is_known_by_its_name(table: tuple[Path, Path], tmp_path:
         False,
     ]
     assert [needs_ids(spec) for spec in ("a.npy", "a.parquet", str(table[0]))] == [True, False, False]
+
+
+def test_a_table_is_known_by_how_it_took_unusual_images(table: tuple[Path, Path]) -> None:
+    """What `embed` was told must be what a training is compared with."""
+    assert Table(table[0]).unusual == "skip"
+
+
+def test_rows_that_do_not_fit_into_memory_are_refused_with_both_numbers(
+    table: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system would kill the run, and say nothing, after minutes of reading."""
+    np.save(tmp_path / "v.npy", np.ones((100, 250), dtype=np.float32))
+    (tmp_path / "v.csv").write_text("a,1\n")
+    for spec in (table[0], tmp_path / "v.npy"):
+        files = [spec] if spec.is_file() else [*spec.glob("t*/*.npy")]
+        size = sum(len(file.read_bytes()) for file in files)
+        assert size > 1000
+        monkeypatch.setattr(room, "free_memory", lambda size=size: 2 * size)
+        refuse_too_large(str(spec), processes=2)
+        told = (rf"--stored\.in-memory expected {3 * size / 1e9:.3g} GB of free memory, to hold the rows of {spec} in "
+                rf"each of 3 processes, got {2 * size / 1e9:.3g} GB: leave it out")  # fmt: skip
+        with pytest.raises(Refusal, match=told):
+            refuse_too_large(str(spec), processes=3)
+    monkeypatch.setattr(room, "free_memory", lambda: 1)
+    for spec in (tmp_path / "v.csv", table[1], "timm/resnet18"):
+        refuse_too_large(str(spec), processes=1)
+    monkeypatch.setattr(room, "free_memory", lambda: None)
+    refuse_too_large(str(table[0]), processes=9)
 
 
 def test_names_that_cannot_be_opened_are_refused(table: tuple[Path, Path], tmp_path: Path) -> None:

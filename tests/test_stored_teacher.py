@@ -55,12 +55,12 @@ class Photos:
 class Rows:
     """Stored rows of IDS in places 10, 11, …: (1 + V) rows each, 5 wide; counts what it is asked for."""
 
-    path, width, view = Path("tables/a"), 5, TrainView(scale=(0.3, 0.9))
+    path, width, view, unusual = Path("tables/a"), 5, TrainView(scale=(0.3, 0.9)), None
 
     def __init__(self, views: int, *, skipped: tuple[str, ...] = (), preprocessing: Preprocessing | None = LOOKED):
         self.views, self.preprocessing = views, preprocessing
         self.kept = [id for id in sorted(IDS) if id not in skipped]
-        self._skipped = set(skipped)
+        self._skipped = {id: 100 + IDS.index(id) for id in skipped}
         values = np.random.default_rng(0).normal(size=(len(self.kept), 1 + views, 5))
         self.values = torch.from_numpy(values / np.linalg.norm(values, axis=2, keepdims=True)).float()
         self.asked: list[str] = []
@@ -79,8 +79,8 @@ class Rows:
     def evidence(self, split: str) -> np.ndarray:
         return np.array([100 + IDS.index(id) for id in self.ids(split)])
 
-    def skipped(self, split: str) -> set[str]:
-        return self._skipped if split == "train" else set()
+    def skipped(self, split: str) -> dict[str, int]:
+        return self._skipped if split == "train" else {}
 
     def first(self, split: str) -> int:
         return {"train": 10}[split]
@@ -243,11 +243,11 @@ def test_images_that_could_not_be_used_when_they_were_embedded_are_tolerated(vie
 
 @pytest.mark.parametrize("views", [0, 2])
 def test_an_image_that_can_be_used_only_now_is_refused_by_name(views: int) -> None:
-    """With --unusual convert now and skip then, it would be taught the row of the table's other end."""
+    """Mended into a file of the same size, it would be taught the row of the table's other end."""
     teacher = teach(Rows(views, skipped=(IDS[1],)), Photos())
     view = teacher.view(TrainView(), 8)
     view(Photos().read(1), Sample(0, 0, 1, IDS[1]))  # whether it is usable, only reading tells
-    with pytest.raises(Refusal, match=rf"{IDS[1]}.*tables/a was made and can be now.*--unusual"):
+    with pytest.raises(Refusal, match=rf"{IDS[1]}.*tables/a was made and can be now.*: leave it out of the data"):
         teacher(batch(0, 1, 2))
 
 
@@ -305,6 +305,9 @@ def test_a_stored_teacher_is_the_live_one_in_every_view(model: Path, table: Path
         assert torch.equal(seen.images, replayed.images)
         assert torch.equal(seen.index, replayed.index)
         assert float((live(seen) - kept(replayed)).abs().max()) < 1e-5
+    with pytest.raises(Refusal, match=r"--unusual expected skip, .*, got convert"):
+        open_teacher(str(table), images, size=None, device=CPU, workers=0, whole=whole, unusual="convert")
+    open_teacher(str(table), images, size=None, device=CPU, workers=0, whole=whole, unusual="skip")
     third = next(loaders[1].batches(6))
     assert third.epoch == 2
     assert torch.equal(kept(third), kept(replace(third, epoch=0))), "epoch 2 has the first of two views again"

@@ -101,7 +101,7 @@ def test_a_table_gives_back_what_was_written(table, in_memory):
     assert (opened.ids("train"), opened.ids("test")) == (IDS, list(TEST.ids))
     assert opened.labels("train").tolist() == [TRAIN.labels[TRAIN.ids.index(id)] for id in IDS]
     assert opened.evidence("train").tolist() == [TRAIN.evidence[TRAIN.ids.index(id)] for id in IDS]
-    assert (opened.skipped("train"), opened.skipped("test")) == ({BROKEN}, set())
+    assert (set(opened.skipped("train")), opened.skipped("test")) == ({BROKEN}, {})
     assert (opened.first("train"), opened.first("test")) == (0, 10)
     assert (opened.width, opened.views, opened.origin) == (WIDTH, VIEWS, ORIGIN)
     assert opened.preprocessing == Preprocessing(size=9, mean=(0.1, 0.2, 0.3))
@@ -230,7 +230,7 @@ def test_a_damaged_row_is_refused_with_its_image(table):
     np.testing.assert_allclose(opened.rows(np.arange(6)).numpy(), [row_of(id, 0) for id in ALL[:6]], atol=1e-7)
     assert opened.rows(np.array([6])).shape == (1, WIDTH), "another view of the same image"
     told = (r"expected .*train/00001\.npy as `embed` wrote it, got changed bytes in the row of train/s07\.jpg: "
-            r"remove .*train/00001\.json and run the table's `embed` again, which makes this shard anew")  # fmt: skip
+            r"remove .*train/00001\.json and run `compress-ssl embed .*`, which makes this shard anew")  # fmt: skip
     with pytest.raises(Refusal, match=told):
         opened.rows(np.array([9, 6, 0]), view=1)
     with pytest.raises(Refusal, match=r"row of train/s07\.jpg"):
@@ -301,7 +301,10 @@ def test_too_many_files_are_no_damage(table, monkeypatch):
 def test_a_damaged_manifest_is_refused_with_what_mends_it(table):
     """The weights or the width that it tells would be others, and the whole table would seem lost."""
     flip(table / MANIFEST, 200)
-    with pytest.raises(Refusal, match=r"got .*: remove it and run the table's `embed` again, which makes no row anew"):
+    with pytest.raises(
+        Refusal,
+        match=r"got .*: remove .*manifest\.json and run the `embed` that made .* again, which makes no row anew",
+    ):
         Table(table)
 
 
@@ -309,7 +312,7 @@ def test_an_unfinished_table_is_no_teacher(tmp_path):
     """Half the images would have no row, which nobody would notice before the first epoch is over."""
     TableWriter(tmp_path / "table", ORIGIN, {"train": (TRAIN, VIEWS)}, shard_rows=4)
     assert is_table(tmp_path / "table")
-    with pytest.raises(Refusal, match="interrupted: run its `embed` again"):
+    with pytest.raises(Refusal, match="interrupted: run `compress-ssl embed --encoder"):
         Table(tmp_path / "table")
 
 

@@ -224,12 +224,13 @@ def test_an_unusable_picture_is_tried_again_when_it_was_mended(tmp_path):
     broken = Images("abcdefgh", broken="bfg")
     assert sorted(finish(tmp_path / "table", broken)) == sorted("abcdefghxyz")
     opened = Table(tmp_path / "table")
-    assert (opened.ids("train"), opened.skipped("train")) == (list("acdeh"), set("bfg"))
+    assert (opened.ids("train"), set(opened.skipped("train"))) == (list("acdeh"), set("bfg"))
     assert finish(tmp_path / "table", broken) == []
     assert finish(tmp_path / "table", Images("abcdefgh", broken="bg", changed="f")) == ["f"]
     opened = Table(tmp_path / "table")
-    assert (opened.ids("train"), opened.skipped("train")) == (list("acdehf"), set("bg"))
+    assert (opened.ids("train"), opened.skipped("train")) == (list("acdehf"), {"b": 98, "g": 103})
     assert finish(tmp_path / "table", Images("abcdefgh", broken="bg", changed="fg")) == ["g"], "changed, still broken"
+    assert Table(tmp_path / "table").skipped("train") == {"b": 98, "g": 1103}, "as it is known now"
     assert finish(tmp_path / "table", Images("abcdefgh", broken="bg", changed="fg")) == []
     assert verify(tmp_path / "table") == []
 
@@ -274,7 +275,9 @@ def test_a_damaged_manifest_is_refused_with_its_mend(whole):
     data = bytearray((whole / MANIFEST).read_bytes())
     data[100] ^= 1
     (whole / MANIFEST).write_bytes(data)
-    with pytest.raises(Refusal, match=r"remove it and run the table's `embed` again, which makes no row anew"):
+    with pytest.raises(
+        Refusal, match=r"remove .*manifest\.json and run the `embed` that made .* again, which makes no row anew"
+    ):
         writer(whole, "abcdefghijk")
 
 
@@ -366,6 +369,73 @@ def test_what_killed_writers_left_is_removed(tmp_path, monkeypatch):
     (tmp_path / "table" / "train" / ".mine").write_text("1")
     finish(tmp_path / "table", "abcdefgh")
     assert [file.name for file in (tmp_path / "table").rglob(".*")] == [".mine"]
+
+
+def test_a_shard_that_is_finished_while_someone_looks_changes_no_number(tmp_path, monkeypatch):
+    """What another process finishes between two looks at the folder would shift all numbers after it: images twice."""
+    first, second = writer(tmp_path / "table", "abcdefghijk"), writer(tmp_path / "table", "abcdefghijk")
+    theirs = second.tasks()
+    real = TableWriter._held
+
+    def meanwhile(self, split, finished):
+        held = real(self, split, finished)
+        if split == "train":
+            make(second, theirs[1])
+        return held
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableWriter, "_held", meanwhile)
+        mine = first.tasks()
+    assert [(task.number, task.positions.tolist()) for task in mine] == [
+        (task.number, task.positions.tolist()) for task in theirs
+    ]
+
+
+def test_a_shard_is_made_by_one_process_at_a_time(tmp_path):
+    """Two that write one shard could leave the rows of one beside the checksum of the other."""
+    one, other = writer(tmp_path / "table", "abcdefgh"), writer(tmp_path / "table", "abcdefgh")
+    task, *_, last = one.tasks()
+    with one.claim(task) as mine:
+        assert mine
+        with other.claim(task) as theirs, other.claim(last) as free:
+            assert (theirs, free) == (False, True)
+        make(one, task)
+    with other.claim(task) as theirs:
+        assert not theirs, "it is finished"
+    with pytest.raises(Killed), one.claim(last):
+        raise Killed
+    with other.claim(last) as theirs:
+        assert theirs, "whoever was at it has gone"
+    assert not list((tmp_path / "table").rglob(".*"))
+
+
+def test_what_another_process_is_writing_is_not_removed(tmp_path):
+    """A second start of the same command, done first, would take the file from under the other's hands."""
+    writing = writer(tmp_path / "table", "abcdefgh")
+    tasks = writing.tasks()
+    for task in tasks:
+        make(writing, task)
+    temporary = tmp_path / "table" / "train" / ".00001.npy.kkoas6gc.npy"
+    temporary.write_bytes(b"1")
+    with writing.claim(tasks[0]):
+        theirs = tmp_path / "table" / "train" / ".00000.npy.a8sd9f0k.npy"
+        theirs.write_bytes(b"1")
+        assert writer(tmp_path / "table", "abcdefgh").complete()
+        assert (theirs.exists(), temporary.exists()) == (True, False)
+
+
+def test_other_data_do_not_become_part_of_a_table(whole):
+    """Rows of two data sets under one name: found by nobody, and the first one's test split forgotten."""
+    before = contents(whole)
+    with pytest.raises(Refusal, match=r"--data expected the images that .* got only 3 of these 14 \(a is missing, …\)"):
+        writer(whole, "lmnop").gone()
+    assert contents(whole) == before
+    writing = TableWriter(whole, ORIGIN, {"train": (Images("abcdefghijkl"), 1)}, shard_rows=SHARD_ROWS)
+    for task in writing.tasks():
+        make(writing, task)
+    assert writing.complete()
+    assert Table(whole).splits() == ["train", "test"], "data without a test split take none away"
+    assert Table(whole).ids("test") == ["x", "y", "z"]
 
 
 def test_a_table_is_not_complete_before_all_is_there(tmp_path):

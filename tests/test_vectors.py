@@ -153,7 +153,8 @@ def test_ids_of_numbers_and_of_categories_become_text(tmp_path: Path) -> None:
         ["id", "d0", "d1", "d2"],
         ["key", "0", "1", "2"],
         ["", "0", "1", "2"],
-        ["photo", "x", "y", "z"],
+        ["photo", "x_1", "x_2", "x_3"],
+        ["Photo", "emb10", "emb2", "emb07"],
         ["path", "1", "2", "3"],
     ],
 )
@@ -161,6 +162,37 @@ def test_ids_of_numbers_and_of_categories_become_text(tmp_path: Path) -> None:
 def test_text_with_and_without_a_header_gives_the_same_rows(tmp_path: Path, header: Any, suffix: str) -> None:
     """The first image would be taken for a header, or a header such as pandas' for an image."""
     assert_given(Vectors(text(tmp_path, numbers(header), suffix)))
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("id,label,x,y", "label, x, y too: drop what is not of the vector, and name its columns by one word and a"),
+        ("id,label,emb_a,emb_b", "label, emb_a, emb_b too"),
+        ("id,label,x0,x1", "label too"),
+        ("id,Label,0,1", "Label too"),
+        ("x0,x1,split,id", "split too"),
+        ("id,x0,x1,fold1", "fold1 too"),
+        ("id,score_0,score_1,score_2", "score_0, score_1, score_2 too"),
+        ("id,classes1,classes2,classes3", "classes1, classes2, classes3 too"),
+        (",id,x0,x1", "column 1 too"),
+        ("id,a0,a1,b0", "b0 too"),
+        ("id,x0,x1,x1", "x1 too"),
+    ],
+)
+def test_columns_that_are_not_of_the_vector_are_refused_by_name(tmp_path: Path, header: str, told: str) -> None:
+    """A label, or half of a second vector, would become a dimension of every embedding, and nobody would notice."""
+    (tmp_path / "v.csv").write_text(f"{header}\n{'1,2,3,4' if header[-2:] != 'id' else '1,2,3,a'}\n")
+    with pytest.raises(Refusal, match=rf"the numbers of one vector, or one JSON list, .*v\.csv, got {told}"):
+        Vectors(tmp_path / "v.csv")
+
+
+def test_a_long_list_of_columns_is_cut_short(tmp_path: Path) -> None:
+    """A thousand names would be the whole screen."""
+    names = [f"dim{letter}" for letter in "abcdefghijkl"]
+    (tmp_path / "v.csv").write_text(f"id,{','.join(names)}\na{',1' * 12}\n")
+    with pytest.raises(Refusal, match=r"got dima, .*, dimh, … too"):
+        Vectors(tmp_path / "v.csv")
 
 
 def test_a_line_that_counts_is_a_vector_all_the_same(tmp_path: Path) -> None:
@@ -224,7 +256,8 @@ def test_nothing_is_claimed_that_a_file_of_vectors_does_not_tell(tmp_path: Path)
     found = Vectors(*npy(tmp_path))
     assert (found.views, found.preprocessing, found.splits(), found.first("all")) == (0, None, ["all"], 0)
     assert found.evidence("all") is None
-    assert found.skipped("all") == set()
+    assert found.skipped("all") == {}
+    assert found.unusual is None
     assert found.labels("all").tolist() == [-1] * 5
     assert found.labels("all").dtype == np.int64
 
@@ -531,7 +564,7 @@ def whole_path(folder: Path) -> Path:
         ([["a", 1, 2], ["b", 3, ""]], r"NaN or infinity for b \(row 2\)"),
         ([["id", "d0", "d1"]], r"got a header alone"),
         ([[], []], r"got empty lines"),
-        ([["id", "label", "d0", "d1"], ["a", 1, 2, 3]], r"got label too: keep the ids and the vector alone"),
+        ([["id", "label", "d0", "d1"], ["a", 1, 2, 3]], r"got label too: drop what is not of the vector"),
         ([["a"], ["b"]], r"ids and the numbers of one vector"),
         ([["a", "[1, 2]"], ["b", "[1, 2"]], r"a JSON list of numbers for b in .*, got '\[1, 2'"),
         ([["a", "[1, 2]"], ["b", "[1 2]"]], r"a JSON list of numbers for b in"),

@@ -173,7 +173,7 @@ def test_an_image_that_has_two_rows_is_reported(table, ids):
 def test_an_unfinished_table_is_not_verified(tmp_path):
     """What is not there yet would be called damaged, or the part that is there the whole."""
     writer(tmp_path / "table")
-    with pytest.raises(Refusal, match="interrupted: run its `embed` again"):
+    with pytest.raises(Refusal, match="interrupted: run `compress-ssl embed --encoder"):
         verify(tmp_path / "table")
 
 
@@ -212,7 +212,7 @@ def test_information_of_an_unfinished_table_says_how_far_it_is(tmp_path):
     rows = np.zeros((3, 1 + VIEWS, WIDTH), np.float32)
     rows[..., 0] = 1
     writing.write(writing.tasks()[0], np.arange(3), rows, np.zeros((3, 1 + VIEWS, 5), np.int32), [])
-    assert "unfinished, 1 shards are there: run its `embed` again" in text(tmp_path / "table")
+    assert "unfinished, 1 shards are there" in text(tmp_path / "table")
 
 
 def test_information_of_rows_from_elsewhere_is_given_all_the_same(tmp_path):

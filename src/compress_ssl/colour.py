@@ -9,6 +9,7 @@ Differs from torchvision: the order of the four colour operations is drawn once 
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,23 +23,49 @@ from compress_ssl.refusal import Refusal
 class Config:
     """How far the colours may go; a strength s in SimCLR's terms is 0.8 s, 0.8 s, 0.8 s, 0.2 s."""
 
-    probability: float = 0.8  # of changing colours at all
-    brightness: float = 0.4  # factor from 1 - this to 1 + this
-    contrast: float = 0.4  # likewise
-    saturation: float = 0.4  # likewise
-    hue: float = 0.1  # turn of the colour circle, at most, either way
+    probability: float = 0.8  # of changing brightness, contrast, saturation and hue of an image
+    brightness: float = 0.4  # brightness is multiplied by 1 - this to 1 + this
+    contrast: float = 0.4  # contrast is multiplied by 1 - this to 1 + this
+    saturation: float = 0.4  # saturation is multiplied by 1 - this to 1 + this
+    hue: float = 0.1  # turn of the colour circle, at most, either way; 0.5 is half of it
     grey: float = 0.2  # probability of losing all colour
     blur: float = 0.0  # probability of Gaussian blur of 0.1 to 2 pixels over a tenth of the side; 0.5 for ImageNet
 
     def __post_init__(self) -> None:
         for name in ("probability", "grey", "blur"):
             if not 0 <= getattr(self, name) <= 1:
-                raise Refusal(f"colour.{name} expected a probability in [0, 1], got {getattr(self, name)}: change it")
+                raise Refusal(f"expected a probability in [0, 1] for colour.{name}, got {getattr(self, name)}: 0.8 is "
+                              "80 %")  # fmt: skip
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise Refusal(f"expected a strength of 0 or more for colour.{name}, got {getattr(self, name)}: 0.4 is "
+                              "usual")  # fmt: skip
+        if not 0 <= self.hue <= 0.5:
+            raise Refusal(
+                f"expected a turn of the colour circle in [0, 0.5] for colour.hue, got {self.hue}: 0.1 is usual"
+            )
 
     @property
     def changes(self) -> bool:
         """Whether any image is ever changed."""
         return max(self.probability, self.grey, self.blur) > 0
+
+
+def refuse_idle(config: Config, option: str) -> None:
+    """Refuse strengths that were chosen and change nothing, for the probability of a change is 0.
+
+    Not in Config: a file may give the strengths and the command line the probability.
+
+    Args:
+        option: of the command line, under which the fields are.
+    """
+    chosen = [
+        name for name in ("brightness", "contrast", "saturation", "hue") if getattr(config, name) != getattr(OFF, name)
+    ]
+    if chosen and config.probability == 0:
+        raise Refusal(f"{option}.{chosen[0]} expected {option}.probability above 0 beside it, got "
+                      f"{getattr(config, chosen[0])} and probability 0, which changes nothing: give "
+                      f"{option}.probability 0.8, or leave {chosen[0]} out")  # fmt: skip
 
 
 OFF = Config(probability=0, grey=0, blur=0)

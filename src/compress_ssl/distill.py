@@ -29,10 +29,10 @@ from compress_ssl.hardware import HardwareConfig, launch
 from compress_ssl.loader import Batch, Skipped, TrainLoader, refuse_skipped
 from compress_ssl.momentum import Momentum
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
-from compress_ssl.processes import everywhere, on_first
-from compress_ssl.refusal import Refusal
+from compress_ssl.processes import everywhere, on_first, on_this_machine
 from compress_ssl.run_folder import RunFolder
 from compress_ssl.settings import Flat
+from compress_ssl.stored import refuse_too_large
 from compress_ssl.stored_teacher import StoredConfig
 from compress_ssl.student import Student, save_student
 from compress_ssl.teacher import LiveTeacher, Teacher, open_teacher
@@ -45,15 +45,15 @@ from compress_ssl.waits import Waits
 class Config:
     """Train a small encoder to keep a big one's neighbourhoods."""
 
-    teacher: str  # a run folder, timm/NAME, torchvision/NAME, …@weights, a table of stored embeddings, vectors
-    student: str = "timm/resnet18"  # likewise, with random weights unless it says otherwise
+    teacher: str  # a run folder, timm/NAME, torchvision/NAME, …@weights, a folder that `embed` wrote, file of vectors
+    student: str = "timm/resnet18"  # timm/NAME, torchvision/NAME, a run folder; random weights unless it has @weights
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …; labels are never trained on
     out: Path  # the run folder
     objective: Any = field(default_factory=lambda: objectives.find("compress_2q").Config())  # a file of objectives/
-    ids: Path | None = None  # ids of the images whose vectors a .npy holds, one a line
-    stored: StoredConfig = StoredConfig()  # how a teacher of stored rows is used
-    view: TrainView = TrainView()  # crop and flip, the same pixels for teacher and student
-    student_colour: colour.Config = colour.OFF  # change of colours for the student alone, never the teacher; off
+    ids: Path | None = None  # text file with the image ids of a .npy of vectors given as --teacher, one a line
+    stored: StoredConfig = StoredConfig()  # how a teacher known by its stored embeddings is used
+    view: TrainView = TrainView()  # random crop and flip of the images; teacher and student see the same pixels
+    student_colour: colour.Config = colour.OFF  # random change of colours that the student sees, never the teacher; off
     teacher_size: int | None = None  # pixels of the teacher's input; None: its own
     student_size: int | None = None  # pixels of the student's input; None: the teacher's, where it has one
     training: Flat[TrainingConfig] = TrainingConfig()
@@ -61,7 +61,7 @@ class Config:
     schedule: ScheduleConfig = ScheduleConfig()
     hardware: Flat[HardwareConfig] = HardwareConfig()
     held_out: int = 1000  # training images kept aside to choose the best student, at most a tenth
-    gallery: int = 5000  # training images among which their neighbours are looked for
+    gallery: int = 5000  # training images among which the neighbours of those kept aside are looked for
     unusual: datasets.Unusual = "skip"  # CMYK, 16-bit, palette, transparent and animated files: skip or convert
     strict: bool = False  # an unusable image is an error
     resume: bool = False  # continue the run in --out
@@ -70,9 +70,13 @@ class Config:
 def run(config: Config) -> Path:
     """Train, score and return the run folder."""
     console = Console(stderr=True)
+    if not config.resume:
+        colour.refuse_idle(config.student_colour, "--student-colour")
     whole, images, watched = _split(config)
     fabric = launch(config.hardware, config.training.seed)
     run = on_first(fabric, lambda: RunFolder.open(config.out, config, resume=config.resume))
+    if config.stored.in_memory:
+        on_first(fabric, lambda: refuse_too_large(config.teacher, processes=on_this_machine(fabric)))
 
     teacher = open_teacher(
         config.teacher,
@@ -85,7 +89,10 @@ def run(config: Config) -> Path:
         ids=config.ids,
         stored=config.stored,
         whole=whole,
+        unusual=config.unusual,
     )
+    identity = fabric.broadcast(on_first(fabric, teacher.identity))  # a file of vectors is read whole for it: once
+    assert identity is not None
     size = config.student_size or (None if teacher.preprocessing is None else teacher.preprocessing.size)
     encoder = open_encoder(config.student, weights="random", size=size).train()
     view = teacher.view(config.view, encoder.preprocessing.size)
@@ -142,7 +149,7 @@ def run(config: Config) -> Path:
         validate=lambda training: scorer(training) if scorer is not None else {},
         strict=config.strict,
         console=console,
-        inputs={"data": images.fingerprint(), **teacher.identity()},
+        inputs={"data": images.fingerprint(), **identity},
         prepare=teacher.prepare,
         settle=teacher.settle,
     )
@@ -365,9 +372,4 @@ class Scorer:
 def _split(config: Config) -> tuple[ImageSet, ImageSet, Splits]:
     """The training split; the part to train on; gallery and queries of the score: some of that, and the rest."""
     images = datasets.open_splits(config.data, unusual=config.unusual).train
-    if len(images) < 4:
-        raise Refusal(f"expected at least 4 images to train on and to score with, got {len(images)} in {images.name}: "
-                      "add images")  # fmt: skip
-    training, held_out = datasets.set_aside(images, at_most=config.held_out)
-    gallery = datasets.hold_out(training, count=min(config.gallery, len(training) - 1))[1]
-    return images, training, Splits(gallery, held_out)
+    return images, *datasets.trained_and_watched(images, held_out=config.held_out, gallery=config.gallery)

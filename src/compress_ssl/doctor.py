@@ -14,29 +14,30 @@ not given, or that could not be measured, is null and explained in `left_out`:
                   leaks, expected_copies, expected_leaks (in all), first}
                 short_side (pixels), megapixels: {smallest, percent_5, median, percent_95, largest}
                 share_below_input, formats: {name: count}, labels: {labelled, classes, smallest, largest}
-    teacher     spec, stored, width, input_size, parameters, multiply_adds
+    teacher     what needs its rows is null where fewer than 2 images of the gallery or none of the queries can be used
+                spec, stored, width, input_size, parameters, multiply_adds
                 gallery, queries: rows looked at; cosine: {mean, std, quantiles: {0.01, 0.05, 0.5, 0.95, 0.99}}
                 effective_dimension; nearest_neighbour: accuracy of the queries' nearest neighbour in the gallery
                 temperature: {suggested, share, default, default_share, why_not}, shares of anchors that are neighbours
                 bank: {suggested, neighbours, enough (leaves 100 neighbours), bytes: {float32, bfloat16, int8}}
     student     spec, width, input_size, parameters, multiply_adds, parameter_share, multiply_add_share, unsafe
     speed       device, precision, workers, cores, batch_size (measured), input_size
-                loader, teacher, step_alone, step_stored, step_live: each {images_per_second, error, seconds}
+                loader, loader_stored, loader_embed: reading at the input of a live training; at the student's own,
+                  where that is another; with all views of `embed`, in training images
+                teacher, step_alone, step_stored, step_live; each of all these {images_per_second, error, seconds}
                 parts_stored, parts_live: share of a step by what it waits for
     forecast    images, epochs, views; live: {hours}; stored: {embed_hours, train_hours, hours}; table_bytes, free_disk
                 memory: {weights, activations, bank, whole}, free_memory
-    advice      [{do, because}], most important first
+    advice      [{do, because, command (null where no command mends it)}], most important first
     left_out    [sentence]
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,24 +45,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from rich.console import Console
-from torch import Tensor
+from rich.console import Console, RenderableType
 
-from compress_ssl import datasets, objectives, optim
+from compress_ssl import datasets, objectives, optim, room
 from compress_ssl.bank import BankConfig
 from compress_ssl.calibration import calibrate, perplexity_share
-from compress_ssl.checkup import advice, findings, forecast, room, spread
+from compress_ssl.checkup import advice, findings, forecast, spread
+from compress_ssl.checkup.activations import activation_bytes
 from compress_ssl.checkup.inspection import inspect, share_below
-from compress_ssl.checkup.stopwatch import Speed, timed
+from compress_ssl.checkup.speeds import FEW, AtHand, Bench, repeated
+from compress_ssl.checkup.stopwatch import Speed
 from compress_ssl.datasets import ImageSet, Splits
 from compress_ssl.device import refuse_unsafe
 from compress_ssl.distill import Step
-from compress_ssl.embed import embed
 from compress_ssl.encoder import Encoder, multiply_adds, open_encoder, parameter_count
 from compress_ssl.evaluations import Embedded, nearest_neighbour
-from compress_ssl.feed import Feed
 from compress_ssl.hardware import HardwareConfig, launch
-from compress_ssl.loader import Batch, TrainLoader, View, default_workers
+from compress_ssl.loader import Batch, View, default_workers
 from compress_ssl.momentum import Momentum
 from compress_ssl.optim import OptimizerConfig
 from compress_ssl.refusal import Refusal
@@ -69,12 +69,9 @@ from compress_ssl.stored import is_stored
 from compress_ssl.stored_teacher import StoredConfig, StoredTeacher
 from compress_ssl.student import Student
 from compress_ssl.teacher import LiveTeacher, open_teacher
-from compress_ssl.transforms import EvaluationView, RandomView, TrainView
-from compress_ssl.waits import Waits, shares
+from compress_ssl.transforms import RandomView, RecordedViews, TrainView
 
-FEW = 8  # images of the step by which the measured batch is chosen
 ENOUGH_NEIGHBOURS = 100  # of a query among the anchors; a bank that leaves fewer says little about who is near whom
-LAPS = 6  # steps that should fit into each measurement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,33 +79,34 @@ class Config:
     """Look at data, teacher and student, and say what to change before a training."""
 
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …
-    teacher: str | None = None  # a run folder, timm/NAME, torchvision/NAME, …@weights, a table, vectors
-    student: str | None = None  # likewise, with random weights unless it says otherwise
-    ids: Path | None = None  # ids of the images whose vectors a .npy holds, one a line
-    images: int = 20_000  # opened at most, drawn by a hash of their ids; 0: all
+    teacher: str | None = None  # a run folder, timm/NAME, torchvision/NAME, …@weights, a folder of `embed`, vectors
+    student: str | None = None  # timm/NAME, torchvision/NAME, a run folder; random weights unless it has @weights
+    ids: Path | None = None  # with a .npy of vectors as --teacher: the file with the ids of their images, one a line
+    images: int = 20_000  # images to decode and check at most, drawn by a hash of their ids; 0: all
     gallery: int = 5000  # training images that the teacher embeds, to find neighbours among
-    held_out: int = 1000  # training images whose neighbours are found, at most a tenth; distill holds out the same
-    seconds: float = 60  # for all measured speeds together
-    epochs: float = 130  # of the training that is forecast
-    views: int = 4  # of the table that is forecast
-    batch_size: int = 256  # of the training that is forecast
+    held_out: int = 1000  # training images, at most a tenth, that distill would hold out: their neighbours are found
+    seconds: float = 60  # time to measure all speeds in
+    epochs: float = 130  # forecast a training of so many epochs
+    views: int = 4  # forecast a table with so many random views of each training image, see embed --views
+    batch_size: int = 256  # forecast a training with batches of so many images
     objective: Any = field(default_factory=lambda: objectives.find("compress_2q").Config())  # a file of objectives/
     optimizer: OptimizerConfig = OptimizerConfig()
     teacher_size: int | None = None  # pixels of the teacher's input; None: its own
     student_size: int | None = None  # pixels of the student's input; None: the teacher's, where it has one
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where teacher and student compute; auto: a GPU if any
     precision: Literal["auto", "32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it natively
     workers: int | None = None  # processes that read images; None: one a core but one, eight at most
     unusual: datasets.Unusual = "skip"  # CMYK, 16-bit, palette, transparent and animated files: skip or convert
-    seed: int = 0  # of everything that is drawn
+    seed: int = 0  # draws images to check, pairs to compare, crops; the same seed finds the same
     json: bool = False  # print one JSON object instead of text
 
     def __post_init__(self) -> None:
         if self.images < 0:
             raise Refusal(f"--images expected 0 (all) or more, got {self.images}: 20000 is usual")
-        for name in ("gallery", "held_out", "batch_size"):
-            if getattr(self, name) < 1:
-                raise Refusal(f"--{name.replace('_', '-')} expected at least 1, got {getattr(self, name)}: raise it")
+        for name, least in (("gallery", 2), ("held_out", 1), ("batch_size", 2)):
+            if getattr(self, name) < least:
+                told = f"--{name.replace('_', '-')} expected at least {least}, got {getattr(self, name)}: raise it"
+                raise Refusal(told)
         if self.views < 0:
             raise Refusal(f"--views expected 0 or more, got {self.views}: 4 is usual")
         for name in ("seconds", "epochs"):
@@ -119,129 +117,145 @@ class Config:
                           "out")  # fmt: skip
 
 
+@dataclass(kw_only=True)
+class Case:
+    """What is examined, and what has been found so far, as the top of this file lays it out."""
+
+    config: Config
+    splits: Splits
+    training: ImageSet  # what `distill` would train on
+    watched: Splits | None  # gallery and queries; None where there are too few images, and no model to ask
+    fabric: Fabric
+    teacher: LiveTeacher | StoredTeacher | None
+    student: Encoder | None
+    console: Console  # for what is of the moment
+    found: dict[str, Any]
+    memory: dict[str, Any] | None = None  # of a training
+
+    def leave_out(self, what: str, why: Refusal | str) -> None:
+        told = str(why).partition(": ")[0] if isinstance(why, Refusal) else why  # what to do about it is no finding
+        self.found["left_out"].append(f"{what}: {told}")
+
+
 def run(config: Config) -> str | None:
     """Print what is found, section by section; with `json` return all of it as one object instead."""
-    console = Console(stderr=True)
     page = Console(quiet=config.json, highlight=False)
+    case = _open(config)
+    for examine in (_data, _teacher, _student, _speed, _forecast, _advice):
+        for line in examine(case):
+            page.print(line)
+    return json.dumps(case.found, ensure_ascii=False, indent=1, default=float) if config.json else None
+
+
+def _open(config: Config) -> Case:
+    """Everything is opened before anything takes time: what is refused is refused at once."""
     splits = datasets.open_splits(config.data, unusual=config.unusual)
-    training, watched = _split(config, splits)
+    training, watched = splits.train, None
+    if config.teacher or config.student or len(training) >= 4:
+        training, watched = datasets.trained_and_watched(
+            splits.train, held_out=config.held_out, gallery=config.gallery
+        )  # fmt: skip
     hardware = HardwareConfig(accelerator=config.accelerator, precision=config.precision, workers=config.workers)
     fabric = launch(hardware, config.seed)
-    found: dict[str, Any] = dict.fromkeys(("data", "teacher", "student", "speed", "forecast", "advice"))
-    out = found["left_out"] = []
-    # opened before anything takes time: what is refused is refused at once
     with torch.random.fork_rng(devices=[]):
         teacher = None if config.teacher is None else open_teacher(
             config.teacher, training, size=config.teacher_size, device=fabric.device, workers=config.workers,
+            check="now" if fabric.device.type == "cpu" else "later",  # as `distill` has it
             ids=config.ids, stored=StoredConfig(part=is_stored(config.teacher)),
-            whole=splits.train,
+            whole=splits.train, unusual=config.unusual,
         )  # fmt: skip
     size = config.student_size or getattr(getattr(teacher, "preprocessing", None), "size", None)
     student = None if config.student is None else open_encoder(config.student, weights="random", size=size)
+    found: dict[str, Any] = dict.fromkeys(("data", "teacher", "student", "speed", "forecast", "advice"))
+    return Case(
+        config=config, splits=splits, training=training, watched=watched, fabric=fabric, teacher=teacher,
+        student=student, console=Console(stderr=True), found=found | {"left_out": []},
+    )  # fmt: skip
 
-    data = found["data"] = {"name": config.data} | inspect(
-        splits, count=config.images, seed=config.seed, workers=config.workers, console=console
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def _data(case: Case) -> list[RenderableType]:
+    config = case.config
+    data = case.found["data"] = {"name": config.data} | inspect(
+        case.splits, count=config.images, seed=config.seed, workers=config.workers, console=case.console
     )
-    inputs = [encoder.preprocessing.size for encoder in (student, getattr(teacher, "encoder", None)) if encoder]
+    inputs = [model.preprocessing.size for model in (case.student, getattr(case.teacher, "encoder", None)) if model]
     data["share_below_input"] = share_below(data, max(inputs)) if inputs else None
     data["input_size"] = max(inputs) if inputs else None
     del data["short_sides"]
-    page.print(*findings.data(data), sep="\n")
-    if not data["splits"]["train"]["usable"]:
-        out.append("teacher, student and speed: of the training images looked at none can be used")
-        teacher = student = None
-    else:
-        out += [f"{name}: no --{name} given" for name in ("teacher", "student") if getattr(config, name) is None]
-    if teacher is not None:
-        judge = _judge(teacher, watched, fabric, config, console)
-        widths = (teacher.width, teacher.width if student is None else student.width)
-        found["teacher"] = _of_teacher(config, teacher, judge, len(training), widths)
-        page.print(*findings.teacher(found["teacher"]), sep="\n")
-    if student is not None:
-        found["student"] = _of_student(config, student, teacher, fabric)
-        page.print(*findings.student(found["student"]), sep="\n")
     if data["splits"]["train"]["usable"]:
-        console.print(f"measuring speeds, {config.seconds:g} s at most", highlight=False)
-        found["speed"], memory = _speeds(config, fabric, training, teacher, student, found)
-        page.print(*findings.speed(found["speed"]), sep="\n")
-        found["forecast"] = _forecast(config, splits, training, found, memory, fabric)
-        if found["forecast"] is not None and (lines := findings.forecast(found["forecast"])):
-            page.print(*lines, sep="\n")
-    found["advice"] = advice.give(found, plan=_plan(config))
-    page.print(*findings.advice(found["advice"], found["left_out"]), sep="\n")
-    return json.dumps(found, ensure_ascii=False, indent=1, default=float) if config.json else None
+        for name in ("teacher", "student"):
+            if getattr(config, name) is None:
+                case.leave_out(name, f"no --{name} given")
+    else:
+        case.leave_out("teacher, student and speed", "of the training images looked at none can be used")
+        case.teacher = case.student = None
+    return findings.data(data)
 
 
-def _plan(config: Config) -> dict[str, Any]:
-    """What of the configuration the advice is about."""
-    return {
-        "data": config.data,
-        "teacher": config.teacher,
-        "batch_size": config.batch_size,
-        "views": config.views,
-        "unusual": config.unusual,
-        "temperature": getattr(config.objective, "temperature", None),
-        "bank_size": getattr(config.objective, "bank_size", None),
+# ---- teacher ---------------------------------------------------------------------------------------------------------
+
+
+def _teacher(case: Case) -> list[RenderableType]:
+    teacher = case.teacher
+    if teacher is None:
+        return []
+    live = teacher.encoder if isinstance(teacher, LiveTeacher) else None
+    found: dict[str, Any] = {
+        "spec": case.config.teacher,
+        "stored": live is None,
+        "width": teacher.width,
+        "input_size": None if teacher.preprocessing is None else teacher.preprocessing.size,
+        "parameters": None if live is None else parameter_count(live),
+        "multiply_adds": None if live is None else multiply_adds(live),
+        **dict.fromkeys(("gallery", "queries", "cosine", "effective_dimension", "nearest_neighbour")),
+        **dict.fromkeys(("temperature", "bank")),
     }
+    judge = _judge(case)
+    if judge is not None:
+        found |= {"gallery": len(judge.train.ids), "queries": len(judge.test.ids), **_space(judge, case.config.seed)}
+        found["temperature"] = _temperature(case.config, judge)
+        # 2q keeps anchors of both models; without a student it is taken to be as wide as its teacher
+        widths = (teacher.width, teacher.width if case.student is None else case.student.width)
+        found["bank"] = _bank(found["temperature"], widths, len(case.training))
+    case.found["teacher"] = found
+    return findings.teacher(found)
 
 
-def _split(config: Config, splits: Splits) -> tuple[ImageSet, Splits]:
-    """What is trained on, and gallery and queries: the very images that `distill` takes."""
-    if config.teacher is None and config.student is None and len(splits.train) < 4:
-        return splits.train, Splits(splits.train)
-    if len(splits.train) < 4:
-        raise Refusal(f"expected at least 4 images to train on and to compare, got {len(splits.train)} in "
-                      f"{splits.train.name}: add images")  # fmt: skip
-    training, held_out = datasets.set_aside(splits.train, at_most=config.held_out)
-    gallery = datasets.hold_out(training, count=min(config.gallery, len(training) - 1))[1]
-    return training, Splits(gallery, held_out)
-
-
-def _judge(
-    teacher: LiveTeacher | StoredTeacher, watched: Splits, fabric: Fabric, config: Config, console: Console
-) -> Embedded:
-    """The teacher's rows of gallery (train) and queries (test)."""
-    assert watched.test is not None
+def _judge(case: Case) -> Embedded | None:
+    """The teacher's rows of gallery (train) and queries (test); None where there are too few."""
+    assert case.watched is not None
+    assert case.watched.test is not None
     rows = []
-    for images, told in ((watched.train, "gallery"), (watched.test, "queries")):
-        if isinstance(teacher, LiveTeacher):
-            view, told = EvaluationView(teacher.preprocessing), f"embedding {told}"
-            rows.append(
-                embed(teacher.encoder, images, view=view, device=fabric.device, workers=config.workers,
-                      console=console, told=told)
-            )  # fmt: skip
-        else:
-            rows.append(teacher.embeddings(images))
+    try:
+        for images, told in ((case.watched.train, "gallery"), (case.watched.test, "queries")):
+            if isinstance(case.teacher, LiveTeacher):
+                rows.append(case.teacher.embeddings(images, console=case.console, told=f"embedding the {told}"))
+            elif case.teacher is not None:
+                rows.append(case.teacher.embeddings(images))
+    except Refusal as refusal:
+        case.leave_out("the teacher's space", refusal)
+        return None
+    if len(rows[0].ids) < 2:
+        case.leave_out("the teacher's space", "of the gallery only 1 image can be used, too few to compare")
+        return None
     return Embedded(train=rows[0], test=rows[1])
 
 
-def _of_teacher(
-    config: Config, teacher: LiveTeacher | StoredTeacher, judge: Embedded, images: int, widths: tuple[int, int]
-) -> dict[str, Any]:
-    preprocessing = teacher.preprocessing
-    found: dict[str, Any] = {
-        "spec": config.teacher,
-        "stored": isinstance(teacher, StoredTeacher),
-        "width": teacher.width,
-        "input_size": None if preprocessing is None else preprocessing.size,
-        "parameters": None,
-        "multiply_adds": None,
-        "gallery": len(judge.train.ids),
-        "queries": len(judge.test.ids),
-    }
-    if isinstance(teacher, LiveTeacher):
-        found["parameters"], found["multiply_adds"] = parameter_count(teacher.encoder), multiply_adds(teacher.encoder)
-    cosine = spread.cosines(judge.train.rows, seed=config.seed)
-    quantiles = {f"{at:g}": value for at, value in zip(spread.QUANTILES, cosine.quantiles, strict=True)}
-    found["cosine"] = {"mean": cosine.mean, "std": cosine.std, "quantiles": quantiles}
-    found["effective_dimension"] = spread.effective_dimension(judge.train.rows)
-    found["nearest_neighbour"] = None
+def _space(judge: Embedded, seed: int) -> dict[str, Any]:
+    """How the teacher's rows lie, and whether they are near those of their class."""
+    cosine = spread.cosines(judge.train.rows, seed=seed)
+    right = None
     if judge.labelled and np.isin(judge.test.labels, judge.train.labels).any():  # not if every class is one image
-        scores = nearest_neighbour.evaluate(judge, nearest_neighbour.Config(neighbours=(1,)))
-        found["nearest_neighbour"] = scores["nearest_neighbour"]
-    found["temperature"] = _temperature(config, judge)
-    found["bank"] = _bank(found["temperature"], widths, images)
-    return found
+        right = nearest_neighbour.evaluate(judge, nearest_neighbour.Config(neighbours=(1,)))["nearest_neighbour"]
+    quantiles = {f"{at:g}": value for at, value in zip(spread.QUANTILES, cosine.quantiles, strict=True)}
+    return {
+        "cosine": {"mean": cosine.mean, "std": cosine.std, "quantiles": quantiles},
+        "effective_dimension": spread.effective_dimension(judge.train.rows),
+        "nearest_neighbour": right,
+    }
 
 
 def _temperature(config: Config, judge: Embedded) -> dict[str, Any]:
@@ -285,241 +299,174 @@ def _rounded_up(value: float) -> int:
     return math.ceil(value / unit) * unit
 
 
-def _of_student(
-    config: Config, student: Encoder, teacher: LiveTeacher | StoredTeacher | None, fabric: Fabric
-) -> dict[str, Any]:
+# ---- student ---------------------------------------------------------------------------------------------------------
+
+
+def _student(case: Case) -> list[RenderableType]:
+    student = case.student
+    if student is None:
+        return []
     unsafe = None
     try:
-        refuse_unsafe(student, fabric.device)
+        refuse_unsafe(student, case.fabric.device)
     except Refusal as refusal:
         unsafe = str(refusal)
-    parameters, products = parameter_count(student), multiply_adds(student)
-    live = teacher.encoder if isinstance(teacher, LiveTeacher) else None
-    return {
-        "spec": config.student,
-        "width": student.width,
-        "input_size": student.preprocessing.size,
-        "parameters": parameters,
-        "multiply_adds": products,
-        "parameter_share": None if live is None else parameters / max(1, parameter_count(live)),
-        "multiply_add_share": None if live is None else products / max(1, multiply_adds(live)),
-        "unsafe": unsafe,
+    of_teacher = case.found["teacher"] or {"parameters": None, "multiply_adds": None}
+    costs = {"parameters": parameter_count(student), "multiply_adds": multiply_adds(student)}
+    shares = {
+        f"{name.removesuffix('s')}_share": None if of_teacher[name] is None else own / max(1, of_teacher[name])
+        for name, own in costs.items()
     }
+    about = {"spec": case.config.student, "width": student.width, "input_size": student.preprocessing.size}
+    case.found["student"] = found = about | costs | shares | {"unsafe": unsafe}
+    return findings.student(found)
 
 
-# ---- speeds ----------------------------------------------------------------------------------------------------------
+# ---- speed -----------------------------------------------------------------------------------------------------------
+
+MEASURED = ("loader", "loader_stored", "loader_embed", "teacher", "step_alone", "step_stored", "step_live")
 
 
-class _RowsAtHand:
-    """Targets that cost nothing: random unit rows in memory, as many as fit one look-up table."""
-
-    def __init__(self, width: int, device: torch.device, seed: int):
-        rows = torch.randn(4096, width, generator=torch.Generator().manual_seed(seed))
-        self.rows, self.device = torch.nn.functional.normalize(rows, dim=1), device
-
-    def __call__(self, batch: Batch) -> Tensor:
-        return self.rows[batch.host_index % len(self.rows)].to(self.device, non_blocking=True)
-
-
-def _speeds(
-    config: Config,
-    fabric: Fabric,
-    images: ImageSet,
-    teacher: LiveTeacher | StoredTeacher | None,
-    student: Encoder | None,
-    found: dict[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Speeds of every part that can be measured, and the memory of a training, if there is a student and a teacher."""
-    device, out = fabric.device, found["left_out"]
-    unsafe = found["student"] is not None and found["student"]["unsafe"]
-    whole = teacher is not None and student is not None and not unsafe
-    if student is not None and teacher is None:
-        out.append("training speed and forecast: they need --teacher and --student")
-    if unsafe:
-        out.append("training speed and forecast: the student cannot be trained on this device")
-    inputs = [part["input_size"] for part in (found["student"], found["teacher"]) if part and part["input_size"]]
-    side = max(inputs, default=224)
-    view: View = RandomView(TrainView(), side)
-    if isinstance(teacher, StoredTeacher) and student is not None:
-        view = teacher.view(TrainView(), student.preprocessing.size)
-    wanted = min(config.batch_size, len(images))
-    parts = 5 if whole else 2
-    seconds = config.seconds / parts
-
-    def loaded(count: int) -> TrainLoader:
-        return TrainLoader(
-            images, view, batch_size=max(2, count), seed=config.seed, workers=config.workers,
-            pin_memory=device.type == "cuda", announce=getattr(teacher, "announce", lambda _: None),
-        )  # fmt: skip
-
+def _speed(case: Case) -> list[RenderableType]:
+    """Reading, the teacher, the student's step; then whole steps with stored rows and with the live teacher."""
+    if not case.found["data"]["splits"]["train"]["usable"]:
+        return []
+    config, device, teacher, student = case.config, case.fabric.device, case.teacher, case.student
+    case.console.print(f"measuring speeds, {config.seconds:g} s at most", highlight=False)
+    views = _views(case)
+    wanted = max(2, min(config.batch_size, len(case.training)))
     speed: dict[str, Any] = {
-        "device": _device_name(device),
-        "precision": fabric._precision.precision,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": case.fabric._precision.precision,
         "workers": default_workers() if config.workers is None else config.workers,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "batch_size": wanted,
-        "input_size": side,
-        **dict.fromkeys(("loader", "teacher", "step_alone", "step_stored", "step_live", "parts_stored", "parts_live")),
+        "input_size": _side(case),
+        **dict.fromkeys((*MEASURED, "parts_stored", "parts_live")),
     }
-    if len(images) < 2:
-        out.append("speed: it needs at least 2 training images")
-        return speed, None
-    with _reading(loaded(min(64, wanted))) as batches:
-        few = next(batches)
-        speed["loader"] = _as_dict(timed(lambda: len(next(batches).index), seconds=seconds, device=device))
-    one = _batch(few, wanted, device)
-    if isinstance(teacher, LiveTeacher):
-        live = teacher
-
-        def embed_lap(count: int = wanted) -> int:
-            with fabric.autocast(), torch.no_grad():
-                live.swift(one.images[:count])
-            return min(count, len(one.index))
-
-        count = _fitting(embed_lap, wanted, seconds, device)
-        speed["teacher"] = _as_dict(timed(lambda: embed_lap(count), seconds=seconds, device=device))
-    if not whole:
-        return speed, None
-    assert teacher is not None
-    assert student is not None
-    step, memory = _step(config, fabric, student, teacher, len(images), one, found)
-    if step is None:
-        out.append("training speed: the bank does not fit into memory")
-        return speed, memory
-    waits = Waits(device)
-    at_hand: Any = _RowsAtHand(teacher.width, device, config.seed)
-    step.teacher = at_hand
-
-    def train_lap(count: int) -> int:
-        batch = _batch(one, count, device)
-        step(batch, waits)
-        return count
-
-    count = speed["batch_size"] = _fitting(train_lap, wanted, seconds, device)
-    speed["step_alone"] = _as_dict(timed(lambda: train_lap(count), seconds=seconds, device=device))
-    measured = [("stored", teacher if isinstance(teacher, StoredTeacher) else at_hand)]
-    if isinstance(teacher, LiveTeacher):
-        measured.append(("live", teacher))
-    for name, targets in measured:
-        step.teacher = targets
-        waits.read()
-        prepare = getattr(targets, "prepare", lambda batch: batch)
-        count = speed["batch_size"] if name == "stored" else _fitting_live(speed, seconds, wanted)
-        feed = Feed(loaded(count).batches(), device=device, prepare=prepare)
-
-        def lap(feed: Feed = feed) -> int:
-            waits.start()
-            batch = next(feed)
-            waits.lap("data")
-            step(batch, waits)
-            return len(batch.index)
-
-        try:
-            speed[f"step_{name}"] = _as_dict(timed(lap, seconds=seconds, device=device))
-        finally:
-            feed.close()
-        speed[f"parts_{name}"] = {part: round(share, 4) for part, share in shares(waits.read()).items()}
-    if isinstance(teacher, LiveTeacher):
-        teacher.settle(wait=True)
-    return speed, memory
-
-
-@contextlib.contextmanager
-def _reading(loader: TrainLoader) -> Iterator[Iterator[Batch]]:
-    """Batches of the loader, whose processes end with the block."""
-    batches: Any = loader.batches()
+    case.found["speed"] = speed
+    if len(case.training) < 2:
+        case.leave_out("speed", "it needs at least 2 training images")
+        return findings.speed(speed)
+    trainable = _trainable(case)
+    live = isinstance(teacher, LiveTeacher)
+    count = len(views) + live + (2 + live if trainable else 0)
+    bench = Bench(
+        images=case.training, device=device, seconds=config.seconds / count, batch_size=wanted, seed=config.seed,
+        workers=config.workers, announce=getattr(teacher, "announce", lambda _: None),
+    )  # fmt: skip
     try:
-        yield batches
-    finally:
-        batches.close()
+        read = {}
+        for name, view in views.items():
+            measured, read[name] = bench.reading(view)
+            speed[name] = _as_dict(measured)
+        if isinstance(teacher, LiveTeacher):
+            with case.fabric.autocast():
+                speed["teacher"] = _as_dict(bench.embedding(teacher.swift, read["loader"]))
+        if trainable:
+            assert student is not None
+            _train(case, bench, views, read, student)
+    except Refusal as refusal:  # what has been measured until then is still true
+        case.leave_out("the rest of the speeds", refusal)
+    try:
+        if isinstance(teacher, LiveTeacher):
+            teacher.settle(wait=True)
+    except Refusal as refusal:  # an image whose row is infinite: a training would end there
+        case.leave_out("the teacher", refusal)
+    return findings.speed(speed)
 
 
-def _step(
-    config: Config,
-    fabric: Fabric,
-    student: Encoder,
-    teacher: LiveTeacher | StoredTeacher,
-    images: int,
-    batch: Batch,
-    found: dict[str, Any],
-) -> tuple[Step | None, dict[str, Any]]:
-    """A step of the training with a full bank, and the memory that the training needs."""
-    device = fabric.device
-    home = room.free_on_device(device) or room.free_memory()
-    bank_size = min(getattr(config.objective, "bank_size", 0), images)
-    dtype = getattr(config.objective, "bank_dtype", "float32")
-    bank = forecast.bank_bytes(bank_size, (teacher.width, student.width), dtype=dtype)
-    slow = getattr(config.objective, "momentum", None) is not None
-    states = 2 if config.optimizer.name == "adamw" else 1
-    held = parameter_count(teacher.encoder) if isinstance(teacher, LiveTeacher) else 0
-    weights = forecast.training_bytes(parameter_count(student), slow_copy=slow, optimizer_states=states) + 4 * held
-    memory: dict[str, Any] = {"weights": weights, "activations": None, "bank": bank, "whole": weights + bank}
-    if home is not None and 2 * bank > home:
-        return None, memory
+def _side(case: Case) -> int:
+    """Pixels at which a training with the live teacher cuts: what the larger of the two models looks at."""
+    looking = (case.found["student"], case.found["teacher"])
+    return max((part["input_size"] for part in looking if part and part["input_size"]), default=224)
+
+
+def _views(case: Case) -> dict[str, View]:
+    """How images are cut where reading is measured: live, for stored rows where that differs, and for `embed`."""
+    teacher, student, side = case.teacher, case.student, _side(case)
+    if isinstance(teacher, StoredTeacher) and student is not None:
+        return {"loader": teacher.view(TrainView(), student.preprocessing.size)}
+    views: dict[str, View] = {"loader": RandomView(TrainView(), side)}
+    if student is not None and teacher is not None and student.preprocessing.size != side:
+        # a replay cuts the crops that were drawn when the rows were stored: the same boxes, at the student's own size
+        views["loader_stored"] = RandomView(TrainView(), student.preprocessing.size)
+    if isinstance(teacher, LiveTeacher):
+        views["loader_embed"] = RecordedViews(TrainView(), teacher.preprocessing, case.config.views)
+    return views
+
+
+def _trainable(case: Case) -> bool:
+    """Whether there is a training to be measured."""
+    if case.student is not None and case.teacher is None:
+        case.leave_out("training speed and forecast", "they need --teacher and --student")
+    unsafe = case.found["student"] is not None and case.found["student"]["unsafe"]
+    if unsafe:
+        case.leave_out("training speed and forecast", "the student cannot be trained on this device")
+    return case.teacher is not None and case.student is not None and not unsafe
+
+
+def _train(case: Case, bench: Bench, views: dict[str, View], read: dict[str, Batch], student: Encoder) -> None:
+    """The student's step by itself, with stored rows and, where there is one, with the live teacher."""
+    speed, teacher = case.found["speed"], case.teacher
+    assert teacher is not None
+    own = "loader_stored" if "loader_stored" in views else "loader"
+    case.memory = _memory(case, student, teacher)
+    home = room.free_on_device(case.fabric.device) or room.free_memory()
+    if home is not None and 2 * case.memory["bank"] > home:
+        case.leave_out("training speed", "the bank does not fit into memory")
+        return
+    at_hand = AtHand(teacher, seed=case.config.seed, device=case.fabric.device)
+    step = _step(case, student, at_hand)
+    few = repeated(read[own], min(FEW, len(read[own].index))).to(case.fabric.device)
+    with case.fabric.autocast():
+        activations = activation_bytes(step.student, few.images) / len(few.index)
+    case.memory["activations"] = round(activations * min(case.config.batch_size, len(case.training)))
+    case.memory["whole"] += case.memory["activations"]
+
+    measured, size = bench.alone(step, at_hand.prepare(read[own]))
+    speed["step_alone"], speed["batch_size"] = _as_dict(measured), size
+    prepare: Callable[[Batch], Batch] = teacher.prepare if isinstance(teacher, StoredTeacher) else at_hand.prepare
+    measured, speed["parts_stored"] = bench.training(step, views[own], batch_size=size, prepare=prepare)
+    speed["step_stored"] = _as_dict(measured)
+    if isinstance(teacher, LiveTeacher):
+        rate = 1 / sum(1 / speed[part]["images_per_second"] for part in ("teacher", "step_alone"))
+        size = speed["batch_size"] = bench.fitting(rate, size)
+        measured, speed["parts_live"] = bench.training(step, views["loader"], batch_size=size, prepare=teacher.prepare)
+        speed["step_live"] = _as_dict(measured)
+
+
+def _step(case: Case, student: Encoder, teacher: AtHand) -> Step:
+    """A step of the training with a full bank."""
+    config, device = case.config, case.fabric.device
     objective = objectives.find(config.objective.name).Objective(
-        config.objective, width=student.width, target_width=teacher.width, images=images, device=device,
+        config.objective, width=student.width, target_width=teacher.width, images=len(case.training), device=device,
         seed=config.seed,
     )  # fmt: skip
     if objective.temperature == "auto":
-        objective.temperature = found["teacher"]["temperature"]["suggested"] or BankConfig.temperature
+        calibrated = case.found["teacher"]["temperature"] or {"suggested": None}
+        objective.temperature = calibrated["suggested"] or BankConfig.temperature
     if hasattr(objective, "bank"):  # noise is as much work as anchors
         objective.bank.fill_randomly(torch.Generator().manual_seed(config.seed))
     model = Student(student.train(), objective.projector_width).train().to(device)
     model = model.to(memory_format=torch.channels_last)
     optimizer = optim.optimizer(model.parameters(), config.optimizer)
-    step = Step(fabric, teacher, model, Momentum(model, objective.momentum), objective, optimizer)
-    few = _batch(batch, min(FEW, len(batch.index)), device)
-    with fabric.autocast():
-        activations = _activation_bytes(model, few.images) / len(few.index)
-    memory["activations"] = round(activations * min(config.batch_size, images))
-    memory["whole"] = weights + bank + memory["activations"]
-    return step, memory
+    made: Any = teacher  # of a teacher a step needs the call alone
+    return Step(case.fabric, made, model, Momentum(model, objective.momentum), objective, optimizer)
 
 
-def _activation_bytes(model: torch.nn.Module, images: Tensor) -> int:
-    """What a forward pass keeps for the backward pass, weights aside."""
-    weights = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        rows = model(images)
-    del rows
-    return sum(kept.values())
-
-
-def _batch(batch: Batch, count: int, device: torch.device) -> Batch:
-    """A batch of `count` images, those of `batch` again and again."""
-    index = torch.arange(count) % len(batch.index)
-    there = index.to(batch.images.device)
-    return Batch(batch.images[there], batch.index[there], [], host_index=batch.host_index[index]).to(device)
-
-
-def _fitting(lap: Callable[[int], int], wanted: int, seconds: float, device: torch.device) -> int:
-    """A batch of which some fit into the time; the wanted one where it does."""
-    count = min(FEW, wanted)
-    lap(count)
-    while count < wanted:
-        lap_of = functools.partial(lap, count)
-        if timed(lap_of, seconds=0, device=device, warm_up=0).seconds * LAPS * 2 > seconds:
-            break
-        count = min(wanted, 2 * count)
-    return count
-
-
-def _fitting_live(speed: dict[str, Any], seconds: float, wanted: int) -> int:
-    """Likewise, of a step whose parts have been measured."""
-    rate = 1 / sum(1 / speed[part]["images_per_second"] for part in ("teacher", "step_alone"))
-    return max(min(FEW, wanted), min(speed["batch_size"], int(rate * seconds / LAPS)))
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def _memory(case: Case, student: Encoder, teacher: LiveTeacher | StoredTeacher) -> dict[str, Any]:
+    """Memory of a training; its activations have to be measured."""
+    objective = case.config.objective
+    size = min(getattr(objective, "bank_size", 0), len(case.training))
+    dtype = getattr(objective, "bank_dtype", "float32")
+    bank = forecast.bank_bytes(size, (teacher.width, student.width), dtype=dtype)
+    states = 2 if case.config.optimizer.name == "adamw" else 1
+    slow = getattr(objective, "momentum", None) is not None
+    held = parameter_count(teacher.encoder) if isinstance(teacher, LiveTeacher) else 0
+    weights = forecast.training_bytes(parameter_count(student), slow_copy=slow, optimizer_states=states)
+    weights += forecast.WEIGHT_BYTES * held
+    return {"weights": weights, "activations": None, "bank": bank, "whole": weights + bank}
 
 
 def _as_dict(speed: Speed) -> dict[str, Any]:
@@ -531,44 +478,57 @@ def _as_dict(speed: Speed) -> dict[str, Any]:
     }
 
 
-def _forecast(
-    config: Config,
-    splits: Splits,
-    training: ImageSet,
-    found: dict[str, Any],
-    memory: dict[str, Any] | None,
-    fabric: Fabric,
-) -> dict[str, Any] | None:
-    """Hours, disk and memory; None without a teacher."""
-    speed, teacher = found["speed"], found["teacher"]
-    if teacher is None or speed["loader"] is None:
-        return None
-    loader = speed["loader"]["images_per_second"]
-    rates = {name: speed[name] and speed[name]["images_per_second"] for name in ("teacher", "step_stored", "step_live")}
+# ---- forecast --------------------------------------------------------------------------------------------------------
+
+
+def _forecast(case: Case) -> list[RenderableType]:
+    """Hours, disk and memory; nothing without a teacher."""
+    config, splits, speed, teacher = case.config, case.splits, case.found["speed"], case.found["teacher"]
+    if teacher is None or speed is None or speed["loader"] is None:
+        return []
+    rates = {name: speed[name] and speed[name]["images_per_second"] for name in MEASURED}
     tested = 0 if splits.test is None else len(splits.test)
-    table = forecast.table_bytes(len(splits.train), tested, views=config.views, width=teacher["width"])
+    images = len(case.training)
     result: dict[str, Any] = {
-        "images": len(training),
+        "images": images,
         "epochs": config.epochs,
         "views": config.views,
         "live": None,
-        "stored": None,
-        "table_bytes": None if teacher["stored"] else table,
+        "stored": {"embed_hours": None, "train_hours": None, "hours": None},
+        "table_bytes": None,
         "free_disk": room.free_disk(Path.cwd()),
-        "memory": memory,
-        "free_memory": room.free_on_device(fabric.device) or room.free_memory(),
+        "memory": case.memory,
+        "free_memory": room.free_on_device(case.fabric.device) or room.free_memory(),
     }
+    embed = 0.0 if teacher["stored"] else None
+    if not teacher["stored"]:
+        result["table_bytes"] = forecast.table_bytes(
+            len(splits.train), tested, views=config.views, width=teacher["width"]
+        )
+        if rates["teacher"] and rates["loader_embed"]:
+            embed = forecast.embedding(
+                len(splits.train), tested, views=config.views, teacher=rates["teacher"],
+                reading=rates["loader_embed"], loader=rates["loader"],
+            )  # fmt: skip
     if rates["step_live"]:
-        hours = forecast.live(len(training), epochs=config.epochs, step=rates["step_live"], loader=loader)
+        hours = forecast.live(images, epochs=config.epochs, step=rates["step_live"], loader=rates["loader"])
         result["live"] = {"hours": hours.total}
-    embedded = forecast.stored(
-        len(training), epochs=config.epochs, step=rates["step_stored"] or np.inf, loader=loader, views=config.views,
-        teacher=rates["teacher"],
-    )  # fmt: skip
-    train = embedded.train if rates["step_stored"] else None
-    result["stored"] = {
-        "embed_hours": embedded.embed,
-        "train_hours": train,
-        "hours": None if train is None else embedded.embed + train,
-    }
-    return result
+    result["stored"]["embed_hours"] = embed
+    if rates["step_stored"] and embed is not None:
+        loader = rates["loader_stored"] or rates["loader"]
+        told = forecast.stored(images, epochs=config.epochs, step=rates["step_stored"], loader=loader, embed=embed)
+        result["stored"] |= {"train_hours": told.train, "hours": told.total}
+    case.found["forecast"] = result
+    return findings.forecast(result)
+
+
+# ---- advice ----------------------------------------------------------------------------------------------------------
+
+
+def _advice(case: Case) -> list[RenderableType]:
+    config = case.config
+    names = ("data", "teacher", "teacher_size", "batch_size", "views", "unusual", "workers", "accelerator")
+    plan = {name: getattr(config, name) for name in names}
+    plan |= {name: getattr(config.objective, name, None) for name in ("temperature", "bank_size")}
+    case.found["advice"] = advice.give(case.found, plan=plan)
+    return findings.advice(case.found["advice"], case.found["left_out"])

@@ -11,7 +11,7 @@ Several processes (torchrun, SLURM) write one table, each its own shards. Images
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -48,10 +48,10 @@ SHARD_ROWS, SHARD_BYTES = 8192, 256 * 2**20  # of a shard at most: it is made in
 class Config:
     """Store embeddings of a data set; started again, it does only what is missing."""
 
-    encoder: str | None = None  # a run folder, timm/NAME, torchvision/NAME, …@weights
-    data: str | None = None  # images: a folder, parquet, digits, torchvision/CIFAR10, …
-    out: Path | None = None  # the table's folder
-    views: int = 0  # random views of each training image, beside the evaluation view; distill then replays them
+    encoder: str | None = None  # required: a run folder, timm/NAME, torchvision/NAME, …@weights
+    data: str | None = None  # required: images: a folder, parquet, digits, torchvision/CIFAR10, …
+    out: Path | None = None  # required: the table's folder, new, or one to go on with
+    views: int = 0  # random crops of each training image, beside its centre crop; distill shows the student the same
     view: TrainView = TrainView()  # crop and flip of the random views
     seed: int = 0  # of the random views: view v is what epoch v of a live training with this seed looks at
     space: Literal["own", "teacher"] = "own"  # teacher: through a 1q student's projector, to query a teacher's index
@@ -63,8 +63,8 @@ class Config:
     device: str = "auto"  # cpu, cuda, mps; each process on its own GPU
     unusual: datasets.Unusual = "skip"  # CMYK, 16-bit, palette, transparent and animated files: skip or convert
     strict: bool = False  # an unusable image is an error
-    verify: Path | None = None  # a table: read it whole, and say what is wrong with it
-    info: Path | None = None  # a table: say what it holds
+    verify: Path | None = None  # instead of all else, a table: read it whole, and say what is wrong with it
+    info: Path | None = None  # instead of all else, a table: say what it holds
 
 
 def run(config: Config) -> Path:
@@ -102,36 +102,37 @@ def run(config: Config) -> Path:
                       f"{out} was begun ({unusable[0]}, …): mend or remove them, or leave out --strict")  # fmt: skip
     tasks = writer.tasks()
     last = {task.split: task.number for task in tasks}
-    for task in tasks:
-        if task.number % here.ranks != here.rank:
-            continue
-        images, views = splits[task.split]
-        skipped: list[Skipped] = []
-        found = embed_views(
-            encode,
-            datasets.subset(images, task.positions),
-            view=RecordedViews(config.view, preprocessing, views),
-            width=width,
-            device=device,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            seed=config.seed,
-            on_skip=refuse_skipped if config.strict else skipped.append,
-            console=console,
-            told=f"{task.split}, shard {task.number + 1} of {last[task.split] + 1}",
-        )
-        writer.write(task, task.positions[found.places], found.rows, found.crops, skipped)
+    others = [task for task in tasks if task.number % here.ranks != here.rank]
+    for task in [task for task in tasks if task.number % here.ranks == here.rank] + others:
+        with writer.claim(task) as mine:
+            if not mine:
+                continue
+            images, views = splits[task.split]
+            skipped: list[Skipped] = []
+            found = embed_views(
+                encode,
+                datasets.subset(images, task.positions),
+                view=RecordedViews(config.view, preprocessing, views),
+                width=width,
+                device=device,
+                batch_size=config.batch_size,
+                workers=config.workers,
+                seed=config.seed,
+                on_skip=refuse_skipped if config.strict else skipped.append,
+                console=console,
+                told=f"{task.split}, shard {task.number + 1} of {last[task.split] + 1}",
+            )
+            writer.write(task, task.positions[found.places], found.rows, found.crops, skipped)
         for skip in skipped:
             console.print(f"skipped {skip.id}: {skip.kind} ({skip.detail})", markup=False)
     if not writer.complete():
-        console.print(f"the shards of process {here.rank} of {here.ranks} are done: the others complete the table")
+        console.print("other processes are at the shards that are left: the last of them completes the table")
         return out
     table = Table(out)
     for name, (images, _) in splits.items():
         if not table.ids(name):
-            raise Refusal(
-                f"expected at least one usable image in {images.name}, got none: mend them, or use --unusual convert"
-            )
+            raise Refusal(f"expected at least one usable image in {images.name}, got none: mend them, or use --unusual "
+                          "convert with another --out")  # fmt: skip
     if not tasks:
         console.print(f"{out} is complete already: nothing to do", markup=False)
     return out
@@ -278,6 +279,8 @@ def _asked(config: Config) -> tuple[str, str, Path]:
                       "compress-ssl embed --help")  # fmt: skip
     if config.views < 0:
         raise Refusal(f"--views expected 0 or more, got {config.views}: 0 stores the evaluation view alone")
+    if config.view != TrainView() and not config.views:
+        raise Refusal(f"--view.* expected --views too, got {config.view} without: say how many, as in --views 4")
     if config.seed < 0:
         raise Refusal(f"--seed expected 0 or more, got {config.seed}: choose another")
     for name, count in (("--shard-rows", config.shard_rows), ("--batch-size", config.batch_size)):
@@ -291,13 +294,17 @@ def _asked(config: Config) -> tuple[str, str, Path]:
 
 def _look(config: Config) -> Path:
     """--info and --verify."""
+    others = replace(Config(), info=config.info, verify=config.verify)
+    if config != others:
+        raise Refusal("expected --info and --verify alone, for they describe a table that is there, got other options "
+                      "too: leave those out")  # fmt: skip
     if config.info is not None:
         Console().print(information(config.info))
     if config.verify is not None:
         console = Console(stderr=True)
         troubles = verify(config.verify, console=console)
         if troubles:
-            raise Refusal(f"{len(troubles)} of its files are damaged. " + " ".join(troubles[:4]))
+            raise Refusal("\n".join([f"{config.verify} is damaged in {len(troubles)} places", *troubles]))
         console.print(f"every bit of {config.verify} is as it was written", markup=False)
     path = config.verify or config.info
     assert path is not None

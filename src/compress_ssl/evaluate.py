@@ -28,7 +28,7 @@ from compress_ssl.evaluations import Embedded
 from compress_ssl.loader import Skipped, refuse_skipped
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder, environment
-from compress_ssl.stored import Stored, needs_ids, of, open_stored
+from compress_ssl.stored import Stored, needs_ids, of, open_stored, refuse_other_unusual
 from compress_ssl.student import load_projector
 from compress_ssl.transforms import EvaluationView, RandomView, TrainView
 
@@ -49,14 +49,15 @@ Protocols.__doc__ = "How each evaluation is done."
 class Config:
     """Score encoders on the same images, the first one being the teacher."""
 
-    models: Annotated[tuple[str, ...], tyro.conf.Positional]  # SPEC or NAME=SPEC: runs, timm/…, tables, vectors.npy, …
+    # SPEC or NAME=SPEC, the teacher first; a run folder, timm/NAME, …, a folder that `embed` wrote, a file of vectors
+    models: Annotated[tuple[str, ...], tyro.conf.Positional]
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …
     out: Path  # results.json and pictures.json are written here
-    ids: Path | None = None  # ids of the rows of every .npy among the models, one a line
+    ids: Path | None = None  # text file with the image ids of every .npy of vectors among the models, one a line
     metrics: tuple[str, ...] = ()  # evaluations to run; none named: all that fit
     protocols: Protocols = field(default_factory=Protocols)
-    held_out: int = 1000  # queries where the data has no test split, at most a tenth: those that distill holds out
-    size: int | None = None  # pixels of the input; None: each encoder's own
+    held_out: int = 1000  # images to test on where the data has no test split, at most a tenth; as distill keeps aside
+    size: int | None = None  # pixels of the input, also of stored embeddings; None: each encoder's own
     batch_size: int = 256  # images embedded at once
     workers: int | None = None  # processes that read images; None: one a core but one, eight at most
     device: str = "auto"  # cpu, cuda, mps
@@ -76,6 +77,9 @@ def run(config: Config) -> Path:
         spec = named[next(iter(stored))]
         raise Refusal("--protocols.linear-probe.protocol paper expected encoders, for it sees random views, got the "
                       f"stored rows {spec}: leave them out, or use the protocol stored")  # fmt: skip
+    for rows in stored.values():
+        refuse_other_unusual(rows, config.unusual)
+    _refuse_other_size(config.size, stored, alone=len(stored) == len(named))
     if config.seed < 0:
         raise Refusal(f"--seed expected 0 or more, got {config.seed}: choose another")
     splits = open_data(config.data, config.held_out, unusual=config.unusual)
@@ -84,7 +88,9 @@ def run(config: Config) -> Path:
         if (config.out / name).exists():
             raise Refusal(f"--out expected a folder without results, got {config.out}, which holds {name} of another "
                           "run: name another")  # fmt: skip
-    kept = {name: from_stored(rows, splits) for name, rows in stored.items()}  # refused before hours, if at all
+    kept = {
+        name: from_stored(rows, splits, strict=config.strict) for name, rows in stored.items()
+    }  # refused before hours, if at all
     config.out.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(config.out)
 
@@ -167,10 +173,25 @@ def open_all(named: dict[str, str], ids: Path | None) -> dict[str, Stored]:
     return {name: stored for name, stored in opened.items() if stored is not None}
 
 
-def from_stored(stored: Stored, splits: Splits) -> tuple[Embeddings, Embeddings]:
+def _refuse_other_size(size: int | None, stored: dict[str, Stored], *, alone: bool) -> None:
+    """Refuse a --size that stored rows were not made with, and one that has no encoder to go to (`alone`)."""
+    if size is None:
+        return
+    for rows in stored.values():
+        made = None if rows.preprocessing is None else rows.preprocessing.size
+        if made not in (None, size):
+            raise Refusal(f"--size expected the size that the stored rows of {rows.path} were made with, got {size}, "
+                          f"where they were made at {made}: leave it out, or embed with --size {size}")  # fmt: skip
+    if alone and all(rows.preprocessing is None for rows in stored.values()):
+        raise Refusal(f"--size expected an encoder among the models, got {size} for files of vectors alone, which are "
+                      "as they are: leave it out")  # fmt: skip
+
+
+def from_stored(stored: Stored, splits: Splits, *, strict: bool = False) -> tuple[Embeddings, Embeddings]:
     """Rows of train and test.
 
-    Raises: Refusal if an image has none, or one row would be that of two images.
+    Raises: Refusal if an image has none, or one row would be that of two images; with `strict`, if one could not be
+        used when the rows were made.
     """
     assert splits.test is not None
     twice = set(splits.train.ids) & set(splits.test.ids) if len(stored.splits()) == 1 else set()
@@ -178,7 +199,7 @@ def from_stored(stored: Stored, splits: Splits) -> tuple[Embeddings, Embeddings]
         raise Refusal(f"expected ids that tell the images of {splits.train.name} from those of {splits.test.name}, got "
                       f"{min(twice)} in both, and one row for it in {stored.path}: name the folder of one split as "
                       "--data, or store both by `compress-ssl embed`")  # fmt: skip
-    return of(stored, splits.train), of(stored, splits.test)
+    return of(stored, splits.train, strict=strict), of(stored, splits.test, strict=strict)
 
 
 def side_by_side(

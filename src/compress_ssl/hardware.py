@@ -50,6 +50,8 @@ def launch(config: HardwareConfig, seed: int) -> Fabric:
     if accelerator == "cuda":  # the same losses again, also after a resumption, cost some speed
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    if SLURMEnvironment.detect() and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(devices)  # `srun -n 4` does not set it, and Lightning asks for it
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
@@ -84,15 +86,17 @@ class Standing(NamedTuple):
 
 
 def standing() -> Standing:
-    """Of this process; for work that is shared out and needs no messages between the processes."""
-    environment: TorchElasticEnvironment | SLURMEnvironment
+    """Of this process; for work that is shared out and needs no messages between the processes.
+
+    Under SLURM only `srun` makes several: a batch script by itself is one process, however many tasks its job has.
+    """
     if TorchElasticEnvironment.detect():
-        environment = TorchElasticEnvironment()
-    elif SLURMEnvironment.detect():
-        environment = SLURMEnvironment()
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif SLURMEnvironment.detect() and "SLURM_STEP_NUM_TASKS" in os.environ:
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     else:
         return Standing()
-    return Standing(environment.global_rank(), environment.world_size(), environment.local_rank())
+    return Standing(*(int(os.environ[name]) for name in names))
 
 
 def _see_off(process: subprocess.Popen) -> None:

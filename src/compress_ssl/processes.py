@@ -33,6 +33,11 @@ def on_first(fabric: Fabric, work: Callable[[], _T]) -> _T | None:
     return result
 
 
+def on_this_machine(fabric: Fabric) -> int:
+    """How many of the processes run on this machine."""
+    return fabric.world_size // getattr(fabric.strategy, "num_nodes", 1)
+
+
 def largest(fabric: Fabric, value: float) -> float:
     """The largest value over all processes; every process must call it."""
     if fabric.world_size == 1:

@@ -13,10 +13,11 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from compress_ssl.datasets import ImageSet
+from compress_ssl import room
+from compress_ssl.datasets import ImageSet, Unusual
 from compress_ssl.embeddings import Embeddings
 from compress_ssl.refusal import Refusal
-from compress_ssl.table import Table, is_table
+from compress_ssl.table import Table, command, is_table
 from compress_ssl.transforms import Crop, Preprocessing, TrainView
 from compress_ssl.vectors import Vectors, is_vectors
 
@@ -48,6 +49,11 @@ class Stored(Protocol):
         """Of the encoder that made the rows, None if that is not known."""
         ...
 
+    @property
+    def unusual(self) -> Unusual | None:
+        """What was done with unusual images when the rows were made, None if that is not known."""
+        ...
+
     def splits(self) -> list[str]: ...
 
     def ids(self, split: str) -> list[str]: ...
@@ -60,8 +66,8 @@ class Stored(Protocol):
         """(N,) int64: what was cheaply known of each image's bytes when its rows were made; None: nothing."""
         ...
 
-    def skipped(self, split: str) -> set[str]:
-        """Ids of images that could not be used when the rows were made."""
+    def skipped(self, split: str) -> dict[str, int]:
+        """id -> evidence of the images that could not be used when the rows were made."""
         ...
 
     def first(self, split: str) -> int:
@@ -116,25 +122,59 @@ def open_stored(spec: str, *, ids: Path | None = None, in_memory: bool = False) 
     return Table(path, in_memory=in_memory) if is_table(path) else None
 
 
+def refuse_other_unusual(stored: Stored, unusual: Unusual) -> None:
+    """Refuse to read images otherwise than when their rows were made: some would have no row, or no row of theirs.
+
+    Raises: Refusal with both values of --unusual.
+    """
+    if stored.unusual not in (None, unusual):
+        raise Refusal(f"--unusual expected {stored.unusual}, with which the rows in {stored.path} were made, got "
+                      f"{unusual}: give --unusual {stored.unusual}, or run `compress-ssl embed` with --unusual "
+                      f"{unusual} and another --out")  # fmt: skip
+
+
+def refuse_too_large(spec: str, *, processes: int) -> None:
+    """Refuse to read stored rows into memory that they do not fit into; before any of the processes begins.
+
+    Args:
+        spec: a table's folder or a .npy; of anything else nothing is said here.
+        processes: on this machine, each of which reads all rows.
+    Raises: Refusal with the memory that is wanted and that is free.
+    """
+    path, free = Path(spec).expanduser(), room.free_memory()
+    files = list(path.glob("*/*.npy")) if is_table(path) else [path] if needs_ids(spec) and path.is_file() else []
+    wanted = processes * sum(file.stat().st_size for file in files)
+    if free is not None and wanted > free:
+        times = f" in each of {processes} processes" if processes > 1 else ""
+        raise Refusal(f"--stored.in-memory expected {wanted / 1e9:.3g} GB of free memory, to hold the rows of {path}"
+                      f"{times}, got {free / 1e9:.3g} GB: leave it out, and rows are read from the disk")  # fmt: skip
+
+
 def find(stored: Stored, images: ImageSet, *, part: bool = False, whole: ImageSet | None = None) -> np.ndarray:
     """Where the rows of these images are.
 
     Args:
         part: the data may hold fewer images than are stored.
         whole: the images that `images` are a part of; None: they are all.
-    Returns: (N,) int64 places, -1 for an image that could not be used when the rows were made.
-    Raises: Refusal with the number of images at fault, the first of them and what mends it: images without a row,
-        images whose bytes have changed, and, unless `part`, rows of a table without an image.
+    Returns: (N,) int64 places, -1 for an image that could not be used when the rows were made, and is as it was then.
+    Raises: Refusal with the number of images at fault, the first of them and what mends it: images without a row
+        (new, or unusable then and other ones now), images whose bytes have changed, and, unless `part`, rows of a table
+        without an image.
     """
     data = images if whole is None else whole
     split, held = _split_of(stored, data)
     places = _look_up(held, images.ids)
-    skipped = stored.skipped(split)
-    added = [place for place in np.flatnonzero(places < 0).tolist() if images.ids[place] not in skipped]
+    skipped, now = stored.skipped(split), _evidence(images)
+
+    def unusable(place: int) -> bool:
+        known = skipped.get(images.ids[place])
+        return known is not None and (now is None or known == now[place])  # else it may have been mended
+
+    added = [place for place in np.flatnonzero(places < 0).tolist() if not unusable(place)]
     if added:
         raise _of_added(stored, split, images, added)
     there = np.flatnonzero(places >= 0)
-    before, now = stored.evidence(split), _evidence(images)
+    before = stored.evidence(split)
     if before is not None and now is not None:
         changed = there[before[places[there]] != now[there]]
         if len(changed):
@@ -149,10 +189,18 @@ def find(stored: Stored, images: ImageSet, *, part: bool = False, whole: ImageSe
     return np.where(places >= 0, places + stored.first(split), -1)
 
 
-def of(stored: Stored, images: ImageSet) -> Embeddings:
-    """Rows of the evaluation views of these images, in their order, with their labels; without the unusable ones."""
+def of(stored: Stored, images: ImageSet, *, strict: bool = False) -> Embeddings:
+    """Rows of the evaluation views of these images, in their order, with their labels; without the unusable ones.
+
+    Raises: Refusal as `find`; if no image was usable, or, with `strict`, not all of them.
+    """
     places = find(stored, images, part=True)
     usable = np.flatnonzero(places >= 0)
+    if strict and len(usable) < len(images):
+        first = images.ids[int(np.flatnonzero(places < 0)[0])]
+        raise Refusal(f"--strict expected every image of {images.name} to be usable, got {len(images) - len(usable)} "
+                      f"that could not be when {stored.path} was made ({first}, …): mend or remove them, or leave out "
+                      "--strict")  # fmt: skip
     if not len(usable):
         raise Refusal(f"expected at least one usable image in {images.name}, got none when {stored.path} was made: "
                       "mend them and run `compress-ssl embed` again")  # fmt: skip
@@ -207,7 +255,12 @@ def _of_added(stored: Stored, split: str, images: ImageSet, added: Sequence[int]
     told += f" ({first}, …) in {stored.path}"
     if isinstance(stored, Vectors):
         return Refusal(f"{told}: add their rows to the file, or take these images out of the data")
-    return Refusal(f"{told}: run `compress-ssl embed` again with --out {stored.path}, which embeds only what is new")
+    again = (
+        f"`{command(stored.origin, stored.path)}`"
+        if isinstance(stored, Table)
+        else f"`compress-ssl embed` again with --out {stored.path}"
+    )
+    return Refusal(f"{told}: run {again}, which embeds only what is new or mended")
 
 
 def _of_changed(stored: Stored, images: ImageSet, count: int, first: int, before: int, now: int) -> Refusal:

@@ -26,13 +26,12 @@ from compress_ssl.transforms import Crop, RandomView, ReplayView, TrainView
 
 @dataclass(frozen=True, kw_only=True)
 class StoredConfig:
-    """How stored rows teach; a live teacher takes none of these."""
+    """How a teacher known by its stored embeddings is used; a live teacher takes none of these."""
 
-    # replay: exactly the crop and flip that the teacher saw; random: crops of its own beside the row of the evaluation
-    # view, the paper's way; auto: replay where random views are stored
+    # the student's crops: replay those that the teacher saw, or random ones (the paper's way); auto: replay if stored
     student_view: Literal["auto", "replay", "random"] = "auto"
-    in_memory: bool = False  # read all rows once, where they fit; else they stay on disk
-    part: bool = False  # the data may hold fewer images than are stored
+    in_memory: bool = False  # read a table or .npy into memory at the start, not from disk; csv, parquet always are
+    part: bool = False  # accept a table of more images than the data holds; a file of vectors may always hold more
 
 
 class StoredTeacher:
@@ -84,7 +83,8 @@ class StoredTeacher:
             id = self._ids[int(batch.host_index[int(places.argmin())])]
             raise Refusal(
                 f"expected a stored embedding for {id}, got an image that could not be used when {self.rows.path} "
-                "was made and can be now: run `embed` again with the same --unusual, into another folder"
+                "was made and can be now, though its size is the same: leave it out of the data, or run `compress-ssl "
+                "embed` with another --out"
             )
         rows = self.rows.rows(places, view=self._view(batch.epoch))
         return replace(batch, target=rows.pin_memory() if self.device.type == "cuda" else rows)

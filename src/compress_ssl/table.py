@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class _Split(NamedTuple):
     ids: list[str]
     labels: np.ndarray
     evidence: np.ndarray
-    skipped: set[str]
+    skipped: dict[str, int]
 
 
 class Table:
@@ -76,13 +77,17 @@ class Table:
         self.path, self.in_memory = path, in_memory
         self.manifest = read_manifest(path) if manifest is None else manifest
         if "splits" not in self.manifest:
-            raise Refusal(f"expected a finished table in {path}, got one that was interrupted: run its `embed` again")
+            raise Refusal(
+                f"expected a finished table in {path}, got one that was interrupted: run "
+                f"`{command(self.manifest['origin'], path)}`"
+            )
         self.origin = self.manifest["origin"]
         self.width: int = self.origin["encoder"]["width"]
         self.dtype = self.origin["dtype"]
         self.views: int = self.origin["views"]["count"]
         self.preprocessing = Preprocessing(**_tuples(self.origin["encoder"]["preprocessing"]))
         self.view = TrainView(**_tuples(self.origin["views"]["view"])) if self.views else None
+        self.unusual: Literal["skip", "convert"] | None = self.origin["data"].get("unusual")  # as `embed` was told
         self._splits: dict[str, _Split] = {}
         self._shards: dict[int, Shard] = {}
         self._checksums: dict[tuple[str, int], str] = {}
@@ -113,8 +118,8 @@ class Table:
         """(N,) int64: what the data set cheaply knew of each image's bytes when its rows were made."""
         return self._split(split).evidence
 
-    def skipped(self, split: str) -> set[str]:
-        """Ids of images that could not be used when the table was made."""
+    def skipped(self, split: str) -> dict[str, int]:
+        """id -> evidence of the images that could not be used when the table was made."""
         return self._split(split).skipped
 
     def first(self, split: str) -> int:
@@ -190,7 +195,7 @@ class Table:
         if len(bad):
             name, number, *_ = self._files[self._located(places)[0][bad[0]]]
             id = self.ids(name)[int(places[bad[0]]) - self.first(name)]
-            raise damage(records_file(self.path / name, number), f"changed bytes in the row of {id}")
+            raise damage(records_file(self.path / name, number), f"changed bytes in the row of {id}", self.origin)
         return found
 
     def _shard(self, index: int) -> Shard:
@@ -205,7 +210,7 @@ class Table:
                 if self.in_memory and opened.checksum() != self._checksum(name, number):
                     raise Damaged("bytes that do not match their checksum")
             except Damaged as trouble:
-                raise damage(file, str(trouble)) from trouble
+                raise damage(file, str(trouble), self.origin) from trouble
             except OSError as trouble:
                 if trouble.errno != errno.EMFILE:
                     raise
@@ -227,7 +232,7 @@ class Table:
             ids: list[str] = []
             labels: list[int] = []
             evidence: list[int] = []
-            skipped: set[str] = set()
+            skipped: dict[str, int] = {}
             for name, number, images, seal in self._files:
                 if name != split:
                     continue
@@ -237,24 +242,46 @@ class Table:
                     if found != seal or len(about.ids) != images:
                         raise Damaged("another shard than the manifest lists")
                 except (OSError, Damaged) as trouble:
-                    raise damage(file, str(trouble)) from trouble
+                    raise damage(file, str(trouble), self.origin) from trouble
                 self._checksums[split, number] = checksum
                 ids += about.ids
                 labels += about.labels
                 evidence += about.evidence
-                skipped |= {skip[0] for skip in about.skipped}
-            skipped -= set(ids)  # mended since
+                skipped |= {skip[0]: skip[3] for skip in about.skipped}
+            for id in skipped.keys() & set(ids):
+                del skipped[id]  # mended since
             self._splits[split] = _Split(ids, np.array(labels, np.int64), np.array(evidence, np.int64), skipped)
         return self._splits[split]
 
 
-def damage(file: Path, found: str) -> Refusal:
-    """Of a damaged file, with what mends it at the least cost."""
-    if file.name == MANIFEST:
-        mend = "remove it and run the table's `embed` again, which makes no row anew"
+def damage(file: Path, found: str, origin: dict[str, Any] | None = None) -> Refusal:
+    """Of a damaged file, with what mends it at the least cost.
+
+    Args:
+        origin: of the table, from which the command follows.
+    """
+    if file.name == MANIFEST or origin is None:
+        mend = f"remove {file} and run the `embed` that made the table again, which makes no row anew"
     else:
-        mend = f"remove {file.with_suffix('.json')} and run the table's `embed` again, which makes this shard anew"
+        again = command(origin, file.parents[1])
+        mend = f"remove {file.with_suffix('.json')} and run `{again}`, which makes this shard anew"
     return Refusal(f"expected {file} as `embed` wrote it, got {found}: {mend}")
+
+
+def command(origin: dict[str, Any], out: Path) -> str:
+    """The command that makes a table of this origin, and goes on with it."""
+    encoder, data, views = origin["encoder"], origin["data"], origin["views"]
+    words = ["compress-ssl", "embed", "--encoder", encoder.get("spec", "?"), "--data", data.get("name", "?")]
+    words += ["--out", str(out), "--size", str(encoder["preprocessing"]["size"]), "--dtype", origin["dtype"]]
+    if encoder.get("space", "own") != "own":
+        words += ["--space", encoder["space"]]
+    if data.get("unusual", "skip") != "skip":
+        words += ["--unusual", data["unusual"]]
+    if views["count"]:
+        words += ["--views", str(views["count"]), "--seed", str(views["seed"])]
+        for name, value in views["view"].items():
+            words += [f"--view.{name}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
 
 
 def _tuples(values: dict) -> dict:

@@ -2,13 +2,17 @@
 
 Nobody coordinates the writers. What is left to do follows from the data and from the shards that lie there finished:
 images without a row, in the order of the data, cut into stretches, each given the lowest number that is free. A
-finished stretch takes its images and its number away together, so whoever looks, whenever, numbers the rest alike; and
-each process takes the numbers that are its own modulo the number of processes. Who finds nothing left writes the
-manifest, the same to the last bit whoever it is.
+finished stretch takes its images and its number away together, so whoever looks, whenever, numbers the rest alike.
+Each process begins with the numbers that are its own modulo the number of processes, then helps with the rest. A shard
+is made under a lock on a file beside it, which the system drops when its process dies; where it cannot be had, someone
+else is at that shard. Who finds nothing left writes the manifest, the same to the last bit whoever it is.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -65,6 +69,7 @@ class TableWriter:
     def __init__(self, path: Path, origin: dict[str, Any], splits: Mapping[str, tuple[Known, int]], *, shard_rows: int):
         self.path, self.origin, self.splits, self.shard_rows = path, origin, splits, shard_rows
         self._seal = seal_of(_compared(origin))
+        self._read: dict[tuple[str, int], tuple[About, str]] = {}  # finished shards never change
         if is_table(path):
             changed = differences(_compared(read_manifest(path)["origin"]), _compared(origin))
             if changed:
@@ -83,24 +88,41 @@ class TableWriter:
         return [task for split in self.splits for task in self._tasks(split)]
 
     def gone(self) -> list[str]:
-        """Ids that have rows here and are no longer in the data."""
-        return [
-            id for split, (images, _) in self.splits.items() for id in self._held(split)[0].keys() - set(images.ids)
-        ]
+        """Ids that have rows here and are no longer in the data.
+
+        Raises: Refusal if they are most of those that have rows: then these are other data.
+        """
+        gone, count = [], 0
+        for split, (images, _) in self.splits.items():
+            held = self._held(split, self._finished(split))[0]
+            count += len(held)
+            gone += sorted(held.keys() - set(images.ids))
+        if 2 * len(gone) > count:
+            raise Refusal(
+                f"--data expected the images that {self.path} holds rows of, and perhaps more, got only "
+                f"{count - len(gone)} of these {count} ({gone[0]} is missing, …): name another --out"
+            )
+        return gone
 
     def unusable(self) -> list[str]:
         """Ids of images of the data that were found unusable, and are as they were then."""
         found = []
         for split, (images, _) in self.splits.items():
-            rows, unusable = self._held(split)
+            rows, unusable = self._held(split, self._finished(split))
             told = zip(images.ids, images.evidence.tolist(), strict=True)
             found += [id for id, evidence in told if id not in rows and unusable.get(id) == evidence]
         return found
 
+    @contextlib.contextmanager
+    def claim(self, task: Task) -> Iterator[bool]:
+        """Whether this process is to make the shard: nobody has finished it, nobody is at it."""
+        with _alone(self.path / task.split, f"{task.number:05d}") as alone:
+            yield alone and task.number not in self._finished(task.split)
+
     def write(
         self, task: Task, usable: np.ndarray, rows: np.ndarray, crops: np.ndarray, skipped: Iterable[Sequence[str]]
     ) -> None:
-        """Write one shard.
+        """Write one shard; inside `claim`.
 
         Args:
             usable: (n,) positions in the data of the images that have rows.
@@ -126,27 +148,33 @@ class TableWriter:
         """Declare the table whole if nothing is left to be made; whether it was so."""
         if self.tasks():
             return False
+        there = read_manifest(self.path)
         splits: dict[str, Any] = {}
         for split, (images, views) in self.splits.items():
-            abouts = {number: read_about(self.path / split, number) for number in self._finished(split)}
+            finished = {number: self._about(split, number) for number in sorted(self._finished(split))}
             splits[split] = {
                 "views": views,
-                "images": sum(len(about.ids) for about, *_ in abouts.values()),
+                "images": sum(len(about.ids) for about, _ in finished.values()),
                 "fingerprint": images.fingerprint(),
-                "shards": [[number, len(about.ids), seal] for number, (about, _, seal) in sorted(abouts.items())],
-                "rounding": _rounding([about for about, *_ in abouts.values()]),
+                "shards": [[number, len(about.ids), seal] for number, (about, seal) in finished.items()],
+                "rounding": _rounding([about for about, _ in finished.values()]),
             }
+        splits |= {split: about for split, about in there.get("splits", {}).items() if split not in splits}
         manifest = {"format": FORMAT, "origin": self.origin, "splits": splits}
         table = Table(self.path, manifest=manifest)
         manifest["statistics"] = {split: statistics(table, split) for split in splits}
-        if read_manifest(self.path) != manifest:
-            write_sealed(self.path / MANIFEST, manifest)
-        self._clear()
+        if there != manifest or self._left_over():
+            with _alone(self.path, MANIFEST) as alone:
+                if alone and there != manifest:
+                    write_sealed(self.path / MANIFEST, manifest)
+                if alone:
+                    self._clear()
         return True
 
     def _tasks(self, split: str) -> Iterator[Task]:
         images, _ = self.splits[split]
-        rows, unusable = self._held(split)
+        finished = self._finished(split)  # once: what another process finishes from here on is still left, as it was
+        rows, unusable = self._held(split, finished)
         changed, left = [], []
         for position, (id, evidence) in enumerate(zip(images.ids, images.evidence.tolist(), strict=True)):
             if id in rows:
@@ -158,26 +186,29 @@ class TableWriter:
             id, old, new = changed[0]
             raise Refusal(f"expected the images that {self.path} holds rows of, got {len(changed)} changed ones ({id}: "
                           f"{old} → {new}, …): put the old ones back, or name another --out")  # fmt: skip
-        finished = self._finished(split)
         free = (number for number in range(len(finished) + len(left)) if number not in finished)
         for start in range(0, len(left), self.shard_rows):
             yield Task(split, next(free), np.array(left[start : start + self.shard_rows]))
 
-    def _held(self, split: str) -> tuple[dict[str, int], dict[str, int]]:
-        """id -> evidence of the images that have rows, and of those that were found unusable."""
+    def _held(self, split: str, finished: set[int]) -> tuple[dict[str, int], dict[str, int]]:
+        """id -> evidence of the images that have rows in these shards, and of those that were found unusable."""
         rows: dict[str, int] = {}
         unusable: dict[str, int] = {}
-        for number in sorted(self._finished(split)):
-            about = self._about(split, number)
+        for number in sorted(finished):
+            about, _ = self._about(split, number)
             rows |= zip(about.ids, about.evidence, strict=True)
             unusable |= {skip[0]: skip[3] for skip in about.skipped}
         return rows, unusable
 
-    def _about(self, split: str, number: int) -> About:
-        try:
-            return read_about(self.path / split, number)[0]
-        except Damaged as trouble:
-            raise damage(self.path / split / f"{number:05d}.json", str(trouble)) from trouble
+    def _about(self, split: str, number: int) -> tuple[About, str]:
+        """What a finished shard holds, and its seal."""
+        if (split, number) not in self._read:
+            try:
+                about, _, seal = read_about(self.path / split, number)
+            except Damaged as trouble:
+                raise damage(self.path / split / f"{number:05d}.json", str(trouble), self.origin) from trouble
+            self._read[split, number] = about, seal
+        return self._read[split, number]
 
     def _finished(self, split: str) -> set[int]:
         return {int(file.stem) for file in (self.path / split).glob("[0-9]*.json")}
@@ -186,18 +217,50 @@ class TableWriter:
         """Whether there is anything but shards of this origin and what a killed writer left."""
         for inside in self.path.iterdir():
             if inside.name in self.splits and inside.is_dir():
-                if any(self._about(inside.name, number).origin != self._seal for number in self._finished(inside.name)):
+                finished = self._finished(inside.name)
+                if any(self._about(inside.name, number)[0].origin != self._seal for number in finished):
                     return True
-            elif inside.name != MANIFEST and not run_folder.is_left_over(inside.name):
+            elif inside.name not in (MANIFEST, _lock_name(MANIFEST)) and not run_folder.is_left_over(inside.name):
                 return True  # a manifest that was not there a moment ago is another process's of the same command
         return False
 
-    def _clear(self) -> None:
-        """Remove what killed writers left; nobody writes shards any more."""
+    def _left_over(self) -> list[tuple[Path, str]]:
+        """Temporary files and locks in the table's folders, and the name of the lock under which each was written."""
+        found = [(file, MANIFEST) for file in self.path.glob(f".{MANIFEST}.*") if run_folder.is_left_over(file.name)]
         for split in self.splits:
             for file in (self.path / split).glob(".*"):
-                if run_folder.is_left_over(file.name):
+                of_shard = re.match(r"\.(\d{5,})\.", file.name)
+                if of_shard and (run_folder.is_left_over(file.name) or file.name == _lock_name(of_shard[1])):
+                    found.append((file, of_shard[1]))
+        return sorted(found)
+
+    def _clear(self) -> None:
+        """Remove what killed writers left, but nothing that someone is at; we hold the manifest's lock."""
+        for file, name in self._left_over():
+            with contextlib.nullcontext(True) if name == MANIFEST else _alone(file.parent, name) as alone:
+                if alone:
                     file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, name: str) -> Iterator[bool]:
+    """Whether the lock of that name is ours, without waiting for it; it ends with the block, or with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / _lock_name(name)
+    with file.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            file.unlink(missing_ok=True)  # who had opened it before gets a lock in vain, and finds the work done
+
+
+def _lock_name(name: str) -> str:
+    return f".{name}.lock"
 
 
 def write_embeddings(
@@ -223,7 +286,9 @@ def write_embeddings(
     )
     for task in writer.tasks():
         rows = splits[task.split].rows[task.positions][:, None]
-        writer.write(task, task.positions, rows, np.zeros((len(rows), 1, 5), np.int32), [])
+        with writer.claim(task) as mine:
+            if mine:
+                writer.write(task, task.positions, rows, np.zeros((len(rows), 1, 5), np.int32), [])
     writer.complete()
     return Table(path)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
-from compress_ssl.datasets import ImageSet
+from compress_ssl.datasets import ImageSet, Unusual
 from compress_ssl.embed import embed
 from compress_ssl.embeddings import Embeddings
 from compress_ssl.encoder import Encoder, open_encoder
@@ -18,7 +19,7 @@ from compress_ssl.folded import folded
 from compress_ssl.loader import Batch
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import plain
-from compress_ssl.stored import open_stored
+from compress_ssl.stored import open_stored, refuse_other_unusual
 from compress_ssl.stored_teacher import StoredConfig, StoredTeacher
 from compress_ssl.transforms import EvaluationView, Preprocessing, RandomView, ReplayView, TrainView
 from compress_ssl.unit_rows import UncheckedRows
@@ -72,7 +73,7 @@ class Teacher(Protocol):
         ...
 
     def identity(self) -> dict[str, str]:
-        """What makes the rows, by name: a resumed run must find the same."""
+        """What makes the rows, by name: a resumed run must find the same. May take long: the first process is asked."""
         ...
 
 
@@ -87,6 +88,7 @@ def open_teacher(
     ids: Path | None = None,
     stored: StoredConfig = StoredConfig(),
     whole: ImageSet | None = None,
+    unusual: Unusual | None = None,
 ) -> LiveTeacher | StoredTeacher:
     """A run, a named encoder, a table of stored embeddings or a file of vectors as the teacher of `images`.
 
@@ -95,6 +97,7 @@ def open_teacher(
         check: of the rows of a live teacher: `later` leaves it to `settle`, so that no step waits for it.
         ids: of a file of vectors, one a line.
         whole: the training split that `images` is a part of.
+        unusual: how `images` reads unusual files; None: a table need not have been made alike.
     Raises: Refusal if an option does not go with this kind of teacher.
     """
     rows = open_stored(spec, ids=ids, in_memory=stored.in_memory)
@@ -104,6 +107,8 @@ def open_teacher(
                           f"{spec}, a live encoder: leave it out, or run `compress-ssl embed` first")  # fmt: skip
         encoder = open_encoder(spec, weights="pretrained", size=size)
         return LiveTeacher(encoder, images, device=device, workers=workers, check=check)
+    if unusual is not None:
+        refuse_other_unusual(rows, unusual)
     made = None if rows.preprocessing is None else rows.preprocessing.size
     if size not in (None, made):
         told = "nothing is known of their images" if made is None else f"they were made at {made}"
@@ -156,9 +161,11 @@ class LiveTeacher:
     def modules(self) -> list[nn.Module]:
         return [self.swift]
 
-    def embeddings(self, images: ImageSet) -> Embeddings:
+    def embeddings(self, images: ImageSet, *, console: Console | None = None, told: str = "embedding") -> Embeddings:
         view = EvaluationView(self.preprocessing)
-        return embed(self.encoder, images, view=view, device=self.device, workers=self.workers)
+        return embed(
+            self.encoder, images, view=view, device=self.device, workers=self.workers, console=console, told=told
+        )
 
     def stored(self) -> Iterator[tuple[Tensor, Tensor]]:
         raise Refusal(

@@ -21,7 +21,7 @@ import mmap
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".npy", ".parquet", ".arrow", ".feather", ".csv", ".tsv")
 SPLIT = "all"  # the one split of such a file
 IDS = ("id", "ids", "image_id", "key", "path", "file_name", "filename", "file")  # the first of them that is there
+NOT_VECTORS = ("label", "class", "target", "score", "split", "fold", "index", "cluster", "category", "group")
 VECTORS = ("embedding", "vector", "embeddings", "vectors", "features", "feature")
 CHECKED_AT_ONCE = 2**30  # bytes; smaller files are checked when they are opened: a second, before hours of training
 ROWS_AT_ONCE = 8192
@@ -61,6 +62,7 @@ class Vectors:
     views = 0  # random views: none were stored
     view: TrainView | None = None
     preprocessing: Preprocessing | None = None
+    unusual: Literal["skip", "convert"] | None = None
 
     def __init__(self, path: Path, ids: Path | None = None, *, in_memory: bool = False):
         self.path, self._ids_file, self._in_memory = path, ids, in_memory
@@ -100,10 +102,10 @@ class Vectors:
         """None: nothing is known of the images."""
         assert split == SPLIT, split
 
-    def skipped(self, split: str) -> set[str]:
+    def skipped(self, split: str) -> dict[str, int]:
         """None are known to have been unusable."""
         assert split == SPLIT, split
-        return set()
+        return {}
 
     def first(self, split: str) -> int:
         assert split == SPLIT, split
@@ -150,7 +152,7 @@ class Vectors:
             mapped.madvise(mmap.MADV_WILLNEED, first, start + (place + 1) * row - first)
 
     def identity(self) -> dict[str, str]:
-        """What makes the rows, by name: a resumed run must find the same."""
+        """What makes the rows, by name: a resumed run must find the same. Reads the whole file: ask one process."""
         found = {"teacher vectors": _sha256(self.path)}
         return found | ({"teacher ids": _sha256(self._ids_file)} if self._ids_file else {})
 
@@ -403,13 +405,15 @@ def _cells(path: Path, delimiter: str) -> Iterator[list[str]]:
 
 
 def _is_header(cells: Sequence[str]) -> bool:
-    """No cell is a number or a list, or the columns are counted, as pandas does: ",0,1,2"."""
+    """No cell is a list, and none a number or one after the first none; or they are counted, as by pandas: ",0,1,2"."""
     counted = list(cells[1:]) in ([str(n + start) for n in range(len(cells) - 1)] for start in (0, 1))
     if counted and (
         cells[0].strip().lower() in ("", *IDS) or len(cells) > 8
     ):  # a vector of a few numbers may count too
         return True
-    return not any(_is_number(cell) or cell.lstrip().startswith("[") for cell in cells)
+    if any(cell.lstrip().startswith("[") for cell in cells):
+        return False
+    return not any(map(_is_number, cells)) or any(cell.strip() and not _is_number(cell) for cell in cells[1:])
 
 
 def _choose_text(header: Sequence[str] | None, sample: Sequence[str], path: Path) -> tuple[int, list[int], bool]:
@@ -421,13 +425,25 @@ def _choose_text(header: Sequence[str] | None, sample: Sequence[str], path: Path
     named = [names.index(name) for name in VECTORS if name in names and names.index(name) in lists]
     if named or len(lists) == 1:
         return id_at, [(named or lists)[0]], True
-    numbered = [place for place in others if re.search(r"\d$", names[place])]
-    odd = [place for place in others if place not in numbered] if numbered else []
+    odd = _odd(names, others) if header else []
     if not others or lists or odd:  # a label among the numbers would become a dimension without a word
-        told = [header[place] if header else f"column {place + 1}" for place in odd or lists or range(len(names))]
+        listed = odd or lists or list(range(len(names)))
+        told = [header[place] if header and header[place] else f"column {place + 1}" for place in listed[:8]]
         raise Refusal(f"expected ids and the numbers of one vector, or one JSON list, in each line of {path}, got "
-                      f"{', '.join(told)} too: keep the ids and the vector alone")  # fmt: skip
+                      f"{', '.join(told)}{', …' if len(listed) > 8 else ''} too: drop what is not of the vector, and "
+                      "name its columns by one word and a counter, as x0, x1, …")  # fmt: skip
     return id_at, others, False
+
+
+def _odd(names: Sequence[str], others: Sequence[int]) -> list[int]:
+    """Of the columns beside the ids, those that are not of the most frequent word followed by a counter."""
+    words: dict[str, dict[int, int]] = {}  # word -> counter -> column
+    for place in others:
+        counted = re.fullmatch(r"(.*?)(\d+)", names[place])
+        if counted and not re.fullmatch(rf"({'|'.join(NOT_VECTORS)})(e?s)?[\W_]*", counted[1]):
+            words.setdefault(counted[1], {}).setdefault(int(counted[2]), place)
+    vector = set(max(words.values(), key=len).values()) if words else set()
+    return [place for place in others if place not in vector]
 
 
 def _from_json(cells: Sequence[str], ids: Sequence[str], path: Path) -> np.ndarray:

@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from compress_ssl.record import damaged, unpack
 from compress_ssl.sealed import Damaged
 from compress_ssl.shard import Shard, read_about, records_file
-from compress_ssl.table import ROWS_AT_ONCE, Table, damage, read_manifest
+from compress_ssl.table import ROWS_AT_ONCE, Table, command, damage, read_manifest
 
 
 def verify(path: Path, *, console: Console | None = None) -> list[str]:
@@ -41,13 +41,13 @@ def verify(path: Path, *, console: Console | None = None) -> list[str]:
                     raise Damaged("ids that stand in the table twice")
                 ids |= here
             except (OSError, Damaged) as trouble:
-                troubles.append(str(damage(file.with_suffix(".json"), str(trouble))))
+                troubles.append(str(damage(file.with_suffix(".json"), str(trouble), table.origin)))
                 continue
             try:
                 views = 1 + table.manifest["splits"][split]["views"]
                 _verify_rows(file, checksum, about.ids, views, table)
             except (OSError, Damaged) as trouble:
-                troubles.append(str(damage(file, str(trouble))))
+                troubles.append(str(damage(file, str(trouble), table.origin)))
     return troubles
 
 
@@ -103,9 +103,10 @@ def _facts(path: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _split_facts(Table(path, manifest=manifest))
     else:
         done = sum(1 for _ in path.glob("*/[0-9]*.json"))
-        yield "state", f"unfinished, {done} shards are there: run its `embed` again"
+        yield "state", f"unfinished, {done} shards are there"
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     yield "on disk", f"{size / 2**20:.1f} MiB, made by compress-ssl {origin['code']}"
+    yield "again", command(origin, path)
 
 
 def _split_facts(table: Table) -> Iterator[tuple[str, str]]:

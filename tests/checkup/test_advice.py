@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import io
+import shlex
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from compress_ssl.checkup import advice
+from compress_ssl import cli, embed
+from compress_ssl.checkup import advice, findings
 
 SIDES = {"smallest": 200, "percent_5": 250, "median": 300, "percent_95": 500, "largest": 800}
 RATE = {"images_per_second": 100.0, "error": 0.01, "seconds": 5.0}
@@ -39,6 +43,7 @@ HEALTHY: dict[str, Any] = {
         "cores": 8,
         "input_size": 224,
         "loader": RATE | {"images_per_second": 500.0},
+        "loader_stored": None,
         "teacher": RATE,
         "step_alone": RATE,
         "parts_live": {"teacher": 0.1},
@@ -55,7 +60,18 @@ HEALTHY: dict[str, Any] = {
         "free_memory": 10**10,
     },
 }
-PLAN: dict[str, Any] = {"batch_size": 256, "views": 4, "unusual": "skip", "temperature": 0.04, "bank_size": 8100}
+PLAN: dict[str, Any] = {
+    "data": "photos",
+    "teacher": "runs/teacher",
+    "teacher_size": None,
+    "batch_size": 256,
+    "views": 4,
+    "unusual": "skip",
+    "workers": None,
+    "accelerator": "auto",
+    "temperature": 0.04,
+    "bank_size": 128_000,
+}
 
 
 def test_where_nothing_is_wrong_nothing_is_advised():
@@ -72,9 +88,9 @@ CASES = {
     "data.exact_duplicates.copies=200": ("remove copies", "200 of 10 000"),
     "student.unsafe=expected 8 channels": ("choose another student, or a GPU", "expected 8 channels"),
     "forecast.images=100": ("lower --batch-size to 100", "100 images"),
-    "forecast.free_memory=1000": ("use --accumulate", "activations take most"),
+    "forecast.free_memory=1000": ("train with --accumulate", "activations take most"),
     "forecast.free_disk=1000": ("store fewer views", "100 MB"),
-    "forecast.live.hours=9.0": ("embed --views 4", "9.0 h"),
+    "forecast.live.hours=9.0": ("--teacher tables/teacher", "9.0 h"),
     "speed.loader.images_per_second=50.0": ("raise --workers", "4 processes on 8 cores"),
     "speed.parts_stored.objective=0.5": None,
     "teacher.temperature.suggested=0.02": ("--objective.temperature auto", "0.02"),
@@ -114,7 +130,8 @@ def test_large_photographs_are_shrunk_rather_than_read_by_more_processes():
     found["speed"]["loader"]["images_per_second"] = 50.0
     found["data"]["short_side"]["median"] = 1080
     (one,) = advice.give(found, plan=PLAN)
-    assert one["do"] == "shrink the images once: shrink --short-side 384"
+    assert one["do"] == "shrink the images once, then use --data photos_small"
+    assert one["command"] == "compress-ssl shrink --data photos --short-side 384 --out photos_small"
     assert "1 080 px" in one["because"]
 
 
@@ -124,7 +141,7 @@ def test_a_bank_that_costs_half_a_step_may_be_smaller():
     found["speed"]["parts_stored"]["objective"] = 0.5
     found["teacher"]["bank"] = {"suggested": 50_000, "neighbours": 1000.0, "enough": 5000}
     (one,) = advice.give(found, plan=PLAN | {"bank_size": 50_000})
-    assert one["do"] == "try a smaller bank: --objective.bank-size 5000"
+    assert one["do"] == "try a smaller bank: train with --objective.bank-size 5000"
     assert "50 % of a step" in one["because"]
     assert "100 neighbours" in one["because"]
 
@@ -138,9 +155,44 @@ def test_faults_come_before_hours_and_hours_before_accuracy():
     given = [one["do"] for one in advice.give(found, plan=PLAN)]
     assert given == [
         "take these images out of one split",
-        "store the teacher's rows first: embed --views 4",
-        "use --objective.temperature auto",
+        "store the teacher's rows once, then train with --teacher tables/teacher",
+        "train with --objective.temperature auto",
     ]
+
+
+def test_commands_are_whole_and_can_be_pasted_into_a_shell():
+    """Half a command is looked up first; a name with a blank in it, unquoted, is two."""
+    plan = PLAN | {"data": "my photos", "teacher_size": 160, "unusual": "convert", "workers": 2, "accelerator": "cpu"}
+    found = copy.deepcopy(HEALTHY)
+    found["forecast"]["live"]["hours"] = 20.0
+    (one,) = advice.give(found, plan=plan)
+    assert shlex.split(one["command"]) == [
+        "compress-ssl", "embed", "--encoder", "runs/teacher", "--data", "my photos", "--views", "4", "--size", "160",
+        "--unusual", "convert", "--workers", "2", "--device", "cpu", "--out", "tables/teacher",
+    ]  # fmt: skip
+    understood = cli.parse(embed.Config, shlex.split(one["command"])[2:], "compress-ssl embed")
+    assert (understood.size, understood.views, understood.device) == (160, 4, "cpu")
+    shown = Console(width=80, record=True, file=io.StringIO())
+    shown.print(*findings.advice([one], []), sep="\n")
+    text = shown.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    pasted = text[text.index("compress-ssl") :].replace("\\\n", "")  # as a shell joins lines
+    assert shlex.split(pasted) == shlex.split(one["command"]), "as it is shown, too"
+
+
+def test_a_teacher_whose_rows_could_not_be_had_is_passed_over():
+    """A folder with one usable image would end in an error about the advice, and show none."""
+    nothing = dict.fromkeys(("nearest_neighbour", "effective_dimension", "cosine", "temperature", "bank"))
+    found = HEALTHY | {"teacher": HEALTHY["teacher"] | nothing}
+    assert advice.give(found, plan=PLAN) == []
+
+
+def test_reading_is_judged_by_what_stored_rows_need():
+    """With stored rows images are cut at the student's size alone: that may be quick enough."""
+    found = copy.deepcopy(HEALTHY)
+    found["speed"]["loader"]["images_per_second"] = 50.0
+    found["speed"]["loader_stored"] = RATE | {"images_per_second": 200.0}
+    assert advice.give(found, plan=PLAN) == []
 
 
 def test_without_teacher_and_student_only_the_data_speaks():

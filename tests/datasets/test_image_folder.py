@@ -227,6 +227,47 @@ def test_the_evidence_of_an_exchanged_image_changes_and_of_no_other(tmp_path: Pa
     assert after[3] == -1, "a link to nowhere"
 
 
+@pytest.mark.parametrize("suffix", [".bmp", ".PPM", ".tiff"])
+@pytest.mark.parametrize("side", [8, 300])
+def test_uncompressed_files_that_are_exchanged_or_edited_have_other_evidence(
+    tmp_path: Path, suffix: str, side: int
+) -> None:
+    """All such files of one camera have one size: a stored embedding would be taught to another picture."""
+    form = {".bmp": "BMP", ".PPM": "PPM", ".tiff": "TIFF"}[suffix]
+    random = np.random.default_rng(0)
+    for name in "abcd":
+        pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}{suffix}", form)
+    before = opened(tmp_path)
+    evidence, fingerprint = before.evidence, before.fingerprint()
+    one, other = (tmp_path / f"{name}{suffix}" for name in "ab")
+    contents = one.read_bytes(), other.read_bytes()
+    one.write_bytes(contents[1])
+    other.write_bytes(contents[0])
+    edited = tmp_path / f"c{suffix}"
+    bytes_ = bytearray(edited.read_bytes())
+    bytes_[len(bytes_) // 2 : len(bytes_) * 3 // 4] = bytes(len(bytes_) * 3 // 4 - len(bytes_) // 2)
+    edited.write_bytes(bytes_)
+    after = opened(tmp_path)
+    assert (evidence != after.evidence).tolist() == [True, True, True, False]
+    assert after.evidence.tolist()[:2] == evidence.tolist()[1::-1]
+    assert set((after.evidence >> 32).tolist()) == {len(contents[0])}
+    assert after.fingerprint() == fingerprint, "what was stored stays valid"
+
+
+def test_evidence_reads_little_of_large_files_and_nothing_of_compressed_ones(tmp_path: Path, monkeypatch) -> None:
+    """Opening a million photographs takes minutes, reading them hours, at every start."""
+    fill(tmp_path, "a.png", "b.jpg")
+    Image.new("RGB", (700, 700)).save(tmp_path / "c.bmp")
+    read: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, count, start: read.append(count) or pread(file, count, start))
+    evidence = opened(tmp_path).evidence
+    assert 0 < sum(read) <= 2**16
+    assert evidence[:2].tolist() == [(tmp_path / name).stat().st_size for name in ("a.png", "b.jpg")]
+    assert evidence[2] >> 32 == (tmp_path / "c.bmp").stat().st_size
+
+
 def test_the_set_is_the_same_from_another_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that changes its folder would find every image broken."""
     fill(tmp_path / "photos", "a.png")

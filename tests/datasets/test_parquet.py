@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from compress_ssl.datasets import ImageSet, open_splits
+from compress_ssl.datasets import ImageSet, digest, open_splits
 from compress_ssl.datasets import parquet as module
 from compress_ssl.picture import UnusableImage
 from compress_ssl.refusal import Refusal
@@ -369,7 +370,9 @@ def test_a_changed_file_is_copied_again_and_the_old_copy_removed(tmp_path: Path,
     images = open_splits(str(path)).train
     assert values(images) == [3, 4, 5]
     assert images.fingerprint() != before
-    assert len(list(cache.rglob("*.bytes"))) == len(list(cache.rglob("*.npy"))) == 1
+    assert sorted(path.name.partition(".")[2] for path in cache.rglob("*.*") if path.is_file() and path.stem) == [
+        "bytes", "checksums.npy", "lock", "offsets.npy"
+    ]  # fmt: skip
 
 
 def test_a_copy_cut_short_is_made_again(tmp_path: Path, cache: Path) -> None:
@@ -379,6 +382,26 @@ def test_a_copy_cut_short_is_made_again(tmp_path: Path, cache: Path) -> None:
     (copy,) = cache.rglob("*.bytes")
     copy.write_bytes(copy.read_bytes()[:-5])
     assert values(open_splits(str(path)).train) == [1, 2]
+
+
+def test_images_of_one_length_that_are_exchanged_have_other_evidence(tmp_path: Path) -> None:
+    """Of the 50 000 images of CIFAR-10 a length is shared by 130: stored embeddings would be taught to others."""
+    pictures = [encoded(value, "BMP") for value in range(3)]
+    assert len(set(map(len, pictures))) == 1
+    images = open_splits(str(write(tmp_path / "a.parquet", pictures))).train
+    other = open_splits(str(write(tmp_path / "b" / "a.parquet", [pictures[1], pictures[0], pictures[2]]))).train
+    assert images.evidence.tolist() == [len(bytes_) << 32 | zlib.crc32(bytes_) for bytes_ in pictures]
+    assert (images.evidence != other.evidence).tolist() == [True, True, False]
+    lengths = np.array(list(map(len, pictures)), dtype="<i8")
+    assert images.fingerprint() == digest(images.ids, images.labels, lengths.tobytes()), "what was stored stays valid"
+
+
+def test_a_copy_from_before_checksums_is_made_again(tmp_path: Path, cache: Path) -> None:
+    """Whoever has used the data before would end in an error about a file that is not there."""
+    path = write(tmp_path / "a.parquet", [encoded(1), encoded(2)])
+    before = open_splits(str(path)).train.evidence
+    next(cache.rglob("*.checksums.npy")).unlink()
+    np.testing.assert_array_equal(open_splits(str(path)).train.evidence, before)
 
 
 def _open_in_a_process(name: str, results: Any) -> None:

@@ -5,6 +5,7 @@ Each function takes its part of the findings, laid out as `compress_ssl.doctor` 
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from rich.console import RenderableType
@@ -22,20 +23,22 @@ def data(found: dict[str, Any]) -> list[RenderableType]:
         )
     table.add_row("unusable", _unusable(found))
     exact, near = found["exact_duplicates"], found["near_duplicates"]
-    told = f"{plural(exact['copies'], 'copy', 'copies')} among all images"
+    told = f"{plural(exact['copies'], 'copy', 'copies') if exact['copies'] else 'no copies'} among all images"
     if exact["copies"]:
-        told += f" in {plural(exact['groups'], 'group')}"
-    told += _also(exact, "other_label", "of them under several labels") + _also(exact, "leaks", "of test in train")
+        told += f", in {plural(exact['groups'], 'group')}"
+    told += _also(exact, "other_label", "with several labels") + _also(exact, "leaks", "of test in train")
     table.add_row("same file", told + _first(exact["first"]))
     table.add_row("same to the eye", _near(near, partly=found["looked_at"] < found["images"]))
     if found["short_side"]:
         sides, pixels = found["short_side"], found["megapixels"]
-        what = "" if sides["smallest"] == sides["largest"] else " (smallest, 5 %, median, 95 %, largest)"
-        table.add_row("short side", f"{_spread(sides)} px{what}")
+        table.add_row("short side", f"{_spread(sides)} px")
         table.add_row("megapixels", _spread(pixels))
+        if len(set(sides.values())) > 1:
+            table.add_row("", "(smallest, 5 % below, median, 95 % below, largest)")
         if found["share_below_input"] is not None:
-            table.add_row("below the input", f"{percent(found['share_below_input'])} are smaller than "
-                                             f"{found['input_size']} px")  # fmt: skip
+            below = percent(found["share_below_input"]) if found["share_below_input"] else "none"
+            told = f"{below} of them {'are' if below == 'none' else 'have a short side'} below the input of"
+            table.add_row("too small", f"{told} {found['input_size']} px")
     formats = ", ".join(f"{percent(count / sum(found['formats'].values()))} {kind}"
                         for kind, count in found["formats"].items())  # fmt: skip
     table.add_row("format", formats or "–")
@@ -47,35 +50,39 @@ def teacher(found: dict[str, Any]) -> list[RenderableType]:
     """Its space: cosines, directions, neighbours."""
     table = _table()
     size = f", input {found['input_size']} px" if found["input_size"] else ""
-    table.add_row("rows", f"{'stored' if found['stored'] else 'live'}, width {found['width']}{size}{_costs(found)}")
-    table.add_row("looked at", f"{number(found['queries'])} queries among {number(found['gallery'])} images")
-    cosine = found["cosine"]
-    quantiles = ", ".join(f"{value:.2f}" for value in cosine["quantiles"].values())
-    table.add_row("random pairs", f"cosine {cosine['mean']:.2f} ± {cosine['std']:.2f} "
-                                  f"(1, 5, 50, 95, 99 %: {quantiles})")  # fmt: skip
-    table.add_row("dimension", f"{found['effective_dimension']:.1f} directions of {found['width']} in effect")
-    warm, bank = found["temperature"], found["bank"]
-    if warm["suggested"] is None:
-        table.add_row("temperature", f"none to suggest: {warm['why_not']}")
-    else:
-        told = f"{warm['suggested']:g} gives a query {percent(warm['share'])} of the anchors as neighbours"
-        table.add_row("temperature", told)
-    table.add_row("", f"the paper's {warm['default']:g} gives {percent(warm['default_share'])}")
-    sizes = ", ".join(f"{memory(count)} as {dtype}" for dtype, count in bank["bytes"].items())
-    table.add_row(
-        "bank", f"{number(bank['suggested'])} anchors, {bank['neighbours']:.0f} of them neighbours of a query"
-    )
-    table.add_row("", sizes)
+    table.add_row("embeddings", f"{'stored' if found['stored'] else 'computed'}, width {found['width']}{size}")
+    if found["parameters"] is not None:
+        table.add_row("size", _costs(found))
+    cosine, warm, bank = found["cosine"], found["temperature"], found["bank"]
+    if cosine is not None:
+        told = f"neighbours of {number(found['queries'])} held-out images among {number(found['gallery'])} others"
+        table.add_row("looked at", told)
+        low, *_, high = cosine["quantiles"].values()
+        told = f"cosine {cosine['mean']:.2f} ± {cosine['std']:.2f}, 98 % from {low:.2f} to {high:.2f}"
+        table.add_row("random pairs", told)
+        table.add_row("directions", f"{found['effective_dimension']:.1f} of {found['width']} are in use, in effect")
+    if warm is not None:
+        if warm["suggested"] is None:
+            table.add_row("temperature", f"none to suggest: {warm['why_not']}")
+        else:
+            told = f"{warm['suggested']:.2g}: a query has {percent(warm['share'])} of the anchors as neighbours"
+            table.add_row("temperature", told)
+        table.add_row("", f"the paper's {warm['default']:g}: {percent(warm['default_share'])}")
+    if bank is not None:
+        told = f"{number(bank['suggested'])} anchors, {bank['neighbours']:.0f} of them neighbours of a query"
+        table.add_row("bank", told)
+        table.add_row("", ", ".join(f"{memory(count)} as {dtype}" for dtype, count in bank["bytes"].items()))
     if found["nearest_neighbour"] is not None:
-        table.add_row("1-NN accuracy", f"{percent(found['nearest_neighbour'])} among {number(found['gallery'])}; a "
-                                       "student seldom gets beyond")  # fmt: skip
+        told = f"{percent(found['nearest_neighbour'])}; a student seldom gets beyond"
+        table.add_row("1-NN accuracy", told)
     return [_heading("Teacher", found["spec"]), table]
 
 
 def student(found: dict[str, Any]) -> list[RenderableType]:
     """Its size, beside the teacher's."""
     table = _table()
-    table.add_row("size", f"width {found['width']}, input {found['input_size']} px{_costs(found)}")
+    table.add_row("embeddings", f"width {found['width']}, input {found['input_size']} px")
+    table.add_row("size", _costs(found))
     if found["parameter_share"] is not None:
         table.add_row("of the teacher", f"{percent(found['parameter_share'])} of the parameters, "
                                         f"{percent(found['multiply_add_share'])} of the multiply-adds")  # fmt: skip
@@ -84,28 +91,37 @@ def student(found: dict[str, Any]) -> list[RenderableType]:
 
 
 SPEEDS = {
-    "loader": "reading, decoding, cutting",
+    "loader": "reading images",
+    "loader_stored": "… at the student's size",
+    "loader_embed": "… with views to store",
     "teacher": "the teacher alone",
-    "step_alone": "student's step, no reading",
-    "step_stored": "whole step, rows stored",
-    "step_live": "whole step, live teacher",
+    "step_alone": "student's step alone",
+    "step_stored": "all, teacher's rows stored",
+    "step_live": "all, teacher computing",
 }
+WAITS = {
+    "data": "reading",
+    "momentum": "slow copy",
+    "objective": "bank",
+}  # of a step; other parts are called as they are
+PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
 
 
 def speed(found: dict[str, Any]) -> list[RenderableType]:
     """Measured images a second, and what a step waits for."""
     table = _table()
     for part, told in SPEEDS.items():
-        if found[part] is None:
+        if found.get(part) is None:
             continue
         error = "" if found[part]["error"] is None else f" ± {percent(found[part]['error'])}"
-        waits = found.get(f"parts_{part.removeprefix('step_')}") or {}
+        waits = (found.get(f"parts_{part.removeprefix('step_')}") or {}) if part.startswith("step_") else {}
         longest = sorted(((share, name) for name, share in waits.items() if share >= 0.01), reverse=True)
-        shares = ", ".join(f"{name} {percent(share)}" for share, name in longest[:4])
+        shares = ", ".join(f"{WAITS.get(name, name)} {percent(share)}" for share, name in longest[:4])
         table.add_row(told, f"{rate(found[part]['images_per_second'])} images/s{error}")
         if shares:
             table.add_row("", shares)
-    how = f"{found['device']}, {found['precision']}, {plural(found['workers'], 'reading process', 'reading processes')}"
+    precision = PRECISIONS.get(found["precision"], found["precision"])
+    how = f"{found['device']}, {precision}, {plural(found['workers'], 'reading process', 'reading processes')}"
     size = f", batches of {found['batch_size']}" if found["step_alone"] else ""
     return [_heading("Speed", how + size), table]
 
@@ -115,13 +131,13 @@ def forecast(found: dict[str, Any]) -> list[RenderableType]:
     table = _table()
     live, stored = found["live"], found["stored"]
     if live is not None:
-        table.add_row("live teacher", duration(live["hours"]))
+        table.add_row("teacher computing", duration(live["hours"]))
     told = "" if stored["train_hours"] is None else duration(stored["hours"])
     if stored["embed_hours"]:
-        embedding = f"{duration(stored['embed_hours'])} to embed {found['views']} + 1 views"
-        told = f"{told}, {embedding} among them" if told else embedding
+        embedding = f"{duration(stored['embed_hours'])} to embed {found['views']} + 1 views of each image"
+        told = f"{told}, of which {embedding}" if told else embedding
     if told:
-        table.add_row("stored rows", told)
+        table.add_row("rows stored", told)
     if found["table_bytes"] is not None:
         table.add_row("disk", f"{memory(found['table_bytes'])} for the rows; {memory(found['free_disk'])} free here")
     parts = found["memory"]
@@ -138,14 +154,19 @@ def forecast(found: dict[str, Any]) -> list[RenderableType]:
     return [_heading("Forecast", about), table]
 
 
-def advice(found: list[dict[str, str]], left_out: list[str]) -> list[RenderableType]:
+def advice(found: list[dict[str, Any]], left_out: list[str]) -> list[RenderableType]:
     """What to change, most important first; what was not looked at."""
-    table = _table("right")
+    lines: list[RenderableType] = [_heading("What to change first", "")]
     for place, one in enumerate(found, start=1):
-        table.add_row(f"{place}.", Text.assemble((one["do"], "bold"), f"\n{one['because']}"))
-    lines: list[RenderableType] = [_heading("What to change first", ""), table]
+        # no table: it fills its lines with blanks, and a command that is copied must end in its backslash
+        first, *more = textwrap.wrap(one["do"], LINE)
+        told = Text.assemble(f"{place:4}. ", ("\n      ".join([first, *more]), "bold"))
+        command = one["command"] and _command(one["command"]).splitlines()
+        for text, style in ((textwrap.wrap(one["because"], LINE), ""), (command or [], "cyan")):
+            told.append("".join(f"\n      {line}" for line in text), style)
+        lines.append(told)
     if not found:
-        lines[1] = Text("  nothing that these numbers ask for")
+        lines.append(Text("  nothing that these numbers ask for"))
     if left_out:
         lines.append(Text(f"\nLeft out: {'; '.join(left_out)}.", style="dim"))
     return lines
@@ -213,14 +234,35 @@ def duration(hours: float) -> str:
     return f"{hours / 24:.1f} days"
 
 
+def _command(command: str) -> str:
+    """The command in lines that a terminal need not break, so that it can be copied as it stands.
+
+    >>> print(_command("compress-ssl embed --encoder runs/teacher --data photos --views 4 --workers 2 --out table"))
+    compress-ssl embed --encoder runs/teacher --data photos --views 4 \\
+      --workers 2 --out table
+    """
+    lines = [""]
+    for place, part in enumerate(command.split(" --")):
+        word = f" --{part}" if place else part
+        if len(lines[-1]) + len(word) > LINE - 2 and lines[-1].strip():
+            lines[-1] += " \\"
+            word = f" {word}"
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(lines)
+
+
 def _heading(title: str, about: str) -> Text:
     return Text.assemble("\n", (title, "bold cyan"), f"  {about}" if about else "")
 
 
-def _table(justify: Any = "left") -> Table:
+LINE = 74  # letters of a line of advice
+
+
+def _table() -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(width=1)
-    table.add_column(justify=justify, no_wrap=True)
+    table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     add = table.add_row
     table.add_row = lambda *cells: add("", *cells)  # type: ignore[method-assign]
@@ -240,7 +282,7 @@ def _unusable(found: dict[str, Any]) -> str:
 def _near(near: dict[str, Any], *, partly: bool) -> str:
     if near["compared"] < 2:
         return f"not compared: {plural(near['too_small'], 'image')} of fewer than 32 px"
-    told = plural(near["copies"], "more copy", "more copies")
+    told = plural(near["copies"], "more copy", "more copies") if near["copies"] else "no more copies"
     told += f" among {number(near['compared'])}" if partly else ""
     told += _also(near, "mirrored", "of them mirrored") + _also(near, "leaks", "of test in train")
     if partly and near["copies"]:
@@ -276,15 +318,13 @@ def _labels(found: dict[str, Any]) -> str:
         return "none; none are needed"
     small, large = found["smallest"], found["largest"]
     if small["images"] == large["images"]:
-        return f"{plural(found['classes'], 'class', 'classes')} of {number(small['images'])} each"
+        return f"{plural(found['classes'], 'class', 'classes')} of {plural(small['images'], 'image')} each"
     return (f"{plural(found['classes'], 'class', 'classes')}, from {number(small['images'])} ({_short(small['name'])}) "
             f"to {number(large['images'])} ({_short(large['name'])})")  # fmt: skip
 
 
 def _costs(found: dict[str, Any]) -> str:
-    if found["parameters"] is None:
-        return ""
-    return f", {_rounded(found['parameters'])} parameters, {_rounded(found['multiply_adds'])} multiply-adds"
+    return f"{_rounded(found['parameters'])} parameters, {_rounded(found['multiply_adds'])} multiply-adds an image"
 
 
 def _rounded(count: float) -> str:

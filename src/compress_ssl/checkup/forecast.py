@@ -32,16 +32,29 @@ def live(images: int, *, epochs: float, step: float, loader: float) -> Hours:
     return Hours(0.0, epochs * images / min(step, loader) / 3600)
 
 
-def stored(images: int, *, epochs: float, step: float, loader: float, views: int, teacher: float | None) -> Hours:
+def stored(images: int, *, epochs: float, step: float, loader: float, embed: float) -> Hours:
     """Hours with stored rows.
 
     Args:
         step: images a second of whole steps with rows from memory.
-        views: random views stored of each image, besides the evaluation view.
-        teacher: its images a second; None: the rows are stored already.
+        loader: images a second of the loader, cutting for the student alone.
+        embed: hours to store the rows; 0 where they are stored already.
     """
-    embed = 0.0 if teacher is None else max(images * (1 + views) / teacher, images / loader) / 3600
     return Hours(embed, epochs * images / min(step, loader) / 3600)
+
+
+def embedding(images: int, tested: int, *, views: int, teacher: float, reading: float, loader: float) -> float:
+    """Hours in which `embed` stores the rows.
+
+    Args:
+        images: of the training split, held-out ones too; `tested` of the test split, the evaluation view alone.
+        views: random views stored of each training image, besides the evaluation view.
+        teacher: views a second that it embeds.
+        reading: training images a second, all views of each cut.
+        loader: images a second, one view of each cut.
+    """
+    trained = max(images * (1 + views) / teacher, images / reading)
+    return (trained + max(tested / teacher, tested / loader)) / 3600
 
 
 def table_bytes(images: int, tested: int, *, views: int, width: int) -> int:

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -64,7 +64,8 @@ class ImageSet(Protocol):
     @property
     def evidence(self) -> np.ndarray:
         """(N,) int64: a number for each image that most likely changes with its bytes, had without decoding it: the
-        size of its file, or a checksum of pixels that are at hand. -1 where there is nothing to be read."""
+        size of its file, a checksum of its bytes or pixels, or both (`sized_checksum`). The same on every machine. -1
+        where there is nothing to be read."""
         ...
 
     def __len__(self) -> int: ...
@@ -179,6 +180,27 @@ def set_aside(images: ImageSet, *, at_most: int) -> tuple[ImageSet, ImageSet]:
     Returns: (rest, set aside), both in the order of `images`.
     """
     return hold_out(images, count=max(1, min(at_most, len(images) // 10)))
+
+
+def trained_and_watched(images: ImageSet, *, held_out: int, gallery: int) -> tuple[ImageSet, Splits]:
+    """What a student learns from, and what it is scored with: queries it never sees, and some that it does see.
+
+    Args:
+        images: a training split.
+        held_out: queries at most, see `set_aside`.
+        gallery: training images at most among which their neighbours are looked for.
+    Returns: images to train on; gallery (as train) and queries (as test).
+    """
+    if len(images) < 4:
+        raise Refusal(f"expected at least 4 images to train on and to score with, got {len(images)} in {images.name}: "
+                      "add images")  # fmt: skip
+    training, queries = set_aside(images, at_most=held_out)
+    return training, Splits(hold_out(training, count=min(gallery, len(training) - 1))[1], queries)
+
+
+def sized_checksum(size: Any, checksum: Any) -> Any:
+    """Size in bytes and crc32 as one number that fits int64: of two numbers or two int64 arrays."""
+    return (size & 0x7FFFFFFF) << 32 | checksum
 
 
 def digest(ids: Sequence[str], labels: np.ndarray, evidence: np.ndarray | bytes) -> str:

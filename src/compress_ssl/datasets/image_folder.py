@@ -17,18 +17,21 @@ from __future__ import annotations
 
 import errno
 import os
+import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from compress_ssl.datasets import Splits, Unusual, digest
+from compress_ssl.datasets import Splits, Unusual, digest, sized_checksum
 from compress_ssl.datasets import parquet as _parquet
 from compress_ssl.picture import SUFFIXES, Picture, UnusableImage, decode, open_picture
 from compress_ssl.refusal import Refusal
 
 _SUFFIXES = frozenset(suffix.encode() for suffix in SUFFIXES)
+_UNCOMPRESSED = (".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")  # TIFF: often
+_PAGE, _PAGES = 4096, 16  # of these files at most 64 KiB are read, spread evenly from their first byte to their last
 _TEST_FOLDERS = ("test", "val", "validation")
 _OUR_OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # reading fails, but not because of the image
 
@@ -102,6 +105,19 @@ class FolderImages:
 
     @cached_property
     def evidence(self) -> np.ndarray:
+        """(N,) int64: sizes of the files; where pixels may lie uncompressed, mixed with a checksum of the content.
+
+        Two photographs of one camera saved as BMP have one size. A JPEG or PNG that is edited or exchanged hardly
+        keeps its length, and opening a million of them at every start would take minutes: their size must do.
+        """
+        found = self._sizes.copy()
+        for position, id in enumerate(self.ids):
+            if found[position] >= 0 and id.lower().endswith(_UNCOMPRESSED):
+                found[position] = _with_checksum(self.path(position))
+        return found
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
         return np.array([_size(self.path(position)) for position in range(len(self.ids))], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -128,7 +144,7 @@ class FolderImages:
             raise UnusableImage("broken", f"cannot be read: {error.strerror}") from error
 
     def fingerprint(self) -> str:
-        return digest(self.ids, self.labels, self.evidence.astype("<i8").tobytes())
+        return digest(self.ids, self.labels, self._sizes.astype("<i8").tobytes())
 
 
 def _split_folders(root: bytes) -> dict[str, bytes]:
@@ -195,3 +211,19 @@ def _size(path: bytes) -> int:
         return os.stat(path).st_size  # noqa: PTH116
     except OSError:
         return -1  # a link to nowhere: reading it reports it as broken
+
+
+def _with_checksum(path: bytes) -> int:
+    """Size and checksum of a file's content, of 16 pages of it where it is longer; -1 where it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+            size = os.fstat(file.fileno()).st_size
+            if size <= _PAGE * _PAGES:
+                return sized_checksum(size, zlib.crc32(file.read()))
+            checksum = 0
+            for page in range(_PAGES):
+                start = (size - _PAGE) * page // (_PAGES - 1)
+                checksum = zlib.crc32(os.pread(file.fileno(), _PAGE, start), checksum)
+            return sized_checksum(size, checksum)
+    except OSError:
+        return -1

@@ -18,9 +18,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress_ssl.datasets import Splits, Unusual, alone_in, cache_folder, digest
+from compress_ssl.datasets import Splits, Unusual, alone_in, cache_folder, digest, sized_checksum
 from compress_ssl.picture import SUFFIXES, Picture, UnusableImage, decode, open_picture
 from compress_ssl.refusal import Refusal
 
@@ -100,7 +102,8 @@ class ParquetImages:
 
     @property
     def evidence(self) -> np.ndarray:
-        return np.diff(self._bytes.offsets)
+        """(N,) int64: length and checksum of the encoded bytes, both known since these were copied."""
+        return sized_checksum(np.diff(self._bytes.offsets), self._bytes.checksums)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -112,11 +115,12 @@ class ParquetImages:
         return open_picture(self._bytes[position], unusual=self._unusual, max_pixels=self._max_pixels)
 
     def fingerprint(self) -> str:
-        return digest(self.ids, self.labels, self.evidence.astype("<i8").tobytes())
+        return digest(self.ids, self.labels, np.diff(self._bytes.offsets).astype("<i8").tobytes())
 
 
 class _RowBytes:
-    """Row number -> encoded bytes, from a copy made once under the cache folder: all rows end to end, and offsets.
+    """Row number -> encoded bytes, from a copy made once under the cache folder: all rows end to end, their
+    offsets and checksums.
 
     Why a copy: a row cannot be read from parquet by itself. The smallest unit is a page or a row group, compressed, of
     1000 rows (CIFAR-10 here: 0.9 MB, 0.5 ms to unpack) to 100 MB, so a shuffled epoch would decode each of them
@@ -126,8 +130,9 @@ class _RowBytes:
     """
 
     def __init__(self, tables: Sequence[_Table], folder: Path) -> None:
-        self._path, offsets_path = _copied_once(tables, folder)
-        self.offsets: np.ndarray = np.load(offsets_path)  # (N + 1,) int64
+        self._path, offsets, checksums = _copied_once(tables, folder)
+        self.offsets: np.ndarray = np.load(offsets)  # (N + 1,) int64
+        self.checksums: np.ndarray = np.load(checksums)  # (N,) int64, crc32
         self._file: IO[bytes] | None = None
 
     def __getitem__(self, row: int) -> bytes:
@@ -368,19 +373,22 @@ def _parquet_comes_first(root: Path) -> bool:
     return False
 
 
-def _copied_once(tables: Sequence[_Table], folder: Path) -> tuple[Path, Path]:
-    """Files with all rows' bytes and their offsets, made now unless an earlier run made them of these very tables."""
+def _copied_once(tables: Sequence[_Table], folder: Path) -> tuple[Path, Path, Path]:
+    """Files with all rows' bytes, their offsets and their checksums; made now, unless an earlier run made them of these
+    very tables."""
     sha = hashlib.sha256()
     for table in tables:
         stat = table.path.stat()
         sha.update(os.fsencode(table.path.absolute()) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-    data, offsets = (folder / f"{sha.hexdigest()[:16]}.{kind}" for kind in ("bytes", "offsets.npy"))
+    kinds = ("bytes", "offsets.npy", "checksums.npy")
+    data, offsets, checksums = (folder / f"{sha.hexdigest()[:16]}.{kind}" for kind in kinds)
     try:
         with alone_in(folder):
-            if not (offsets.exists() and data.exists() and np.load(offsets)[-1] == data.stat().st_size):
+            there = all(file.exists() for file in (data, offsets, checksums))
+            if not there or np.load(offsets)[-1] != data.stat().st_size:
                 for stale in folder.glob("[!.]*"):
                     stale.unlink()
-                _copy(tables, data, offsets)
+                _copy(tables, data, offsets, checksums)
     except OSError as error:
         size = sum(table.path.stat().st_size for table in tables)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -389,15 +397,16 @@ def _copied_once(tables: Sequence[_Table], folder: Path) -> tuple[Path, Path]:
             f"'{error.strerror}': {'free some space or set' if full else 'set'} the environment variable "
             "COMPRESS_SSL_HOME to another folder"
         ) from error
-    return data, offsets
+    return data, offsets, checksums
 
 
-def _copy(tables: Sequence[_Table], data: Path, offsets: Path) -> None:
+def _copy(tables: Sequence[_Table], data: Path, offsets: Path, checksums: Path) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
     rows = sum(table.rows for table in tables)
     lengths: list[np.ndarray] = []
+    sums: list[int] = []
     unfinished = data.with_suffix(".unfinished")
     large = sum(table.path.stat().st_size for table in tables) > 2**28  # some seconds: worth a word
     with (
@@ -410,8 +419,9 @@ def _copy(tables: Sequence[_Table], data: Path, offsets: Path) -> None:
                 _, starts, values = images.buffers()
                 ends = np.frombuffer(starts, dtype=np.int64)[images.offset : images.offset + len(images) + 1]
                 lengths.append(np.diff(ends))
-                if values is not None:
-                    out.write(memoryview(values)[ends[0] : ends[-1]])
+                content = memoryview(b"" if values is None else values)
+                out.write(content[ends[0] : ends[-1]])
+                sums += [zlib.crc32(content[start:end]) for start, end in itertools.pairwise(ends.tolist())]
                 progress.advance(task, len(images))
         out.flush()
         os.fsync(out.fileno())
@@ -423,11 +433,13 @@ def _copy(tables: Sequence[_Table], data: Path, offsets: Path) -> None:
             "files, or name the folder they are in"
         )
     unfinished.replace(data)
-    with offsets.with_suffix(".unfinished").open("wb") as out:
-        np.save(out, end_of_row)
-        out.flush()
-        os.fsync(out.fileno())
-    offsets.with_suffix(".unfinished").replace(offsets)
+    for path, numbers in ((checksums, np.array(sums, dtype=np.int64)), (offsets, end_of_row)):
+        unfinished = path.with_suffix(".unfinished")
+        with unfinished.open("wb") as out:
+            np.save(out, numbers)
+            out.flush()
+            os.fsync(out.fileno())
+        unfinished.replace(path)
 
 
 def _huggingface_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ import shutil
 
 import torch
 
-from compress_ssl.checkup import room
+from compress_ssl import room
 
 
 def test_room_on_the_disk_of_a_path_that_is_not_there_yet(tmp_path):
