@@ -77,19 +77,7 @@ def run(config: Config) -> Path:
     opened = datasets.open_splits(data, unusual=config.unusual)
     device = open_device(config.device, local_rank=here.local_rank)
     encode, width, preprocessing = _encoder(encoder_name, config, device)
-    origin = {
-        "encoder": {
-            "spec": encoder_name,
-            "weights": weights_digest(encode),
-            "width": width,
-            "space": config.space,
-            "preprocessing": plain(preprocessing),
-        },
-        "data": {"name": data, "unusual": config.unusual},
-        "views": {"count": config.views} | ({"seed": config.seed, "view": plain(config.view)} if config.views else {}),
-        "dtype": config.dtype,
-        "code": __version__,
-    }
+    origin = _origin(config, encode, width, preprocessing)
     splits = {"train": (opened.train, config.views)} | ({} if opened.test is None else {"test": (opened.test, 0)})
     fitting = SHARD_BYTES // ((1 + config.views) * record_dtype(width, config.dtype).itemsize)
     shard_rows = config.shard_rows or max(1, min(SHARD_ROWS, fitting))
@@ -128,18 +116,41 @@ def run(config: Config) -> Path:
     if not writer.complete():
         console.print("other processes are at the shards that are left: the last of them completes the table")
         return out
-    table = Table(out)
-    for name, (images, _) in splits.items():
-        if not table.ids(name):
-            raise Refusal(f"expected at least one usable image in {images.name}, got none: mend them, or use --unusual "
-                          "convert with another --out")  # fmt: skip
+    _refuse_nothing(out, opened)
     if not tasks:
         console.print(f"{out} is complete already: nothing to do", markup=False)
     return out
 
 
+def _origin(config: Config, encode: nn.Module, width: int, preprocessing: Preprocessing) -> dict[str, Any]:
+    """What produces the rows, as the manifest keeps it."""
+    return {
+        "encoder": {
+            "spec": config.encoder,
+            "weights": weights_digest(encode),
+            "width": width,
+            "space": config.space,
+            "preprocessing": plain(preprocessing),
+        },
+        "data": {"name": config.data, "unusual": config.unusual},
+        "views": {"count": config.views} | ({"seed": config.seed, "view": plain(config.view)} if config.views else {}),
+        "dtype": config.dtype,
+        "code": __version__,
+    }
+
+
+def _refuse_nothing(out: Path, data: datasets.Splits) -> None:
+    """A table without a row, or without one of the test split, helps nobody."""
+    table = Table(out)
+    for name, images in (("train", data.train), ("test", data.test)):
+        if images is not None and not table.ids(name):
+            raise Refusal(f"expected at least one usable image in {images.name}, got none: mend them, or use --unusual "
+                          "convert with another --out")  # fmt: skip
+
+
 def _encoder(name: str, config: Config, device: torch.device) -> tuple[nn.Module, int, Preprocessing]:
     """What makes the rows, on the device; their width; what it expects of its images."""
+    torch.manual_seed(config.seed)  # of random weights, where they are asked for: every process must have the same
     encoder = open_encoder(name, weights="pretrained", size=config.size)
     encode: nn.Module = encoder.to(device).to(memory_format=torch.channels_last)
     if config.space == "own":

@@ -266,7 +266,7 @@ def _of_added(stored: Stored, split: str, images: ImageSet, added: Sequence[int]
 def _of_changed(stored: Stored, images: ImageSet, count: int, first: int, before: int, now: int) -> Refusal:
     return Refusal(
         f"expected the images of {images.name} as they were when {stored.path} was made, got {count} of {len(images)} "
-        f"changed ({images.ids[first]}: {before} bytes, or sum of its pixels, expected, {now} found): restore them, or "
+        f"changed ({images.ids[first]}: size or checksum {before} expected, {now} found): restore them, or "
         "run `compress-ssl embed` over them with another --out"
     )
 
