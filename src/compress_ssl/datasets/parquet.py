@@ -145,6 +145,11 @@ class _RowBytes:
             raise UnusableImage("truncated", f"{self._path} ends early: delete it to have it copied again")
         return data
 
+    def __del__(self) -> None:
+        file = self.__dict__.get("_file")
+        if file is not None:
+            file.close()
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None}
 
