@@ -34,6 +34,7 @@ from compress_ssl.momentum import Momentum
 from compress_ssl.objectives import compress_1q, compress_2q
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
 from compress_ssl.refusal import Refusal
+from compress_ssl.run_folder import RunFolder
 from compress_ssl.stored_teacher import StoredConfig
 from compress_ssl.student import Student
 from compress_ssl.table import Table
@@ -1090,6 +1091,18 @@ def test_a_full_disk_ends_with_one_sentence_and_a_whole_checkpoint(
 
 
 @pytest.mark.usefixtures("quick")
+def test_the_kept_student_is_told_and_an_untrained_one_is_no_secret(tmp_path: Path) -> None:
+    """After a short first try someone would fill an index with the rows of random weights, and blame the method."""
+    folder = RunFolder(tmp_path)
+    for step, overlap in ((0, 0.2), (5, 0.3), (10, 0.3), (15, 0.1)):
+        folder.log("validation", step=step, epoch=step / 5, neighbour_overlap_10=overlap)
+    assert distill.best_epoch(folder) == "kept: the student of epoch 1 of 3"
+    (tmp_path / "metrics.jsonl").unlink()
+    for step, overlap in ((0, 0.2), (5, 0.2)):
+        folder.log("validation", step=step, epoch=step / 5, neighbour_overlap_10=overlap)
+    assert distill.best_epoch(folder).startswith("kept: the student of epoch 0 of 1, which is untrained")
+
+
 def test_resuming_refuses_another_configuration_and_takes_the_folder_by_any_name(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

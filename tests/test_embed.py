@@ -24,9 +24,10 @@ from compress_ssl.encoder import open_encoder, save_encoder
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import write_atomically
 from compress_ssl.student import Student, load_projector, save_student
-from compress_ssl.table import MANIFEST, Table
+from compress_ssl.table import MANIFEST, Table, command
 from compress_ssl.table_writer import TableWriter
 from compress_ssl.transforms import Crop, EvaluationView, Sample, TrainView, cut, draw_crop, evaluation_view
+from compress_ssl.verification import verify
 
 SPEC = "compress/resnet10_small_w8@random"
 
@@ -277,6 +278,20 @@ def test_a_process_begins_with_its_share_and_helps_with_the_rest(encoder, tmp_pa
     assert len(made) == 9, "six shards of training images and three of test images, each once"
     assert [number % 3 for number in made[:3]] == [order[0]] * 3
     assert contents(tmp_path / "table") == contents(tmp_path / "whole")
+
+
+def test_a_table_goes_on_with_shards_of_the_size_it_began_with(encoder, tmp_path):
+    """Whoever wrote small shards because of kills would lose the rest of the table to the first kill after one."""
+    data = photos(tmp_path / "photos", 23)
+    embed.run(config(encoder, data, tmp_path / "table", shard_rows=4))
+    files = len(list((tmp_path / "table" / "train").glob("*.npy")))
+    (tmp_path / "table" / "train" / "00001.json").unlink()
+    (tmp_path / "table" / "train" / "00002.json").unlink()
+    again = command(Table(tmp_path / "table").origin, tmp_path / "table")
+    assert "--shard-rows 4" in again
+    embed.run(config(encoder, data, tmp_path / "table", shard_rows=None))
+    assert len(list((tmp_path / "table" / "train").glob("*.json"))) == files
+    assert verify(tmp_path / "table") == []
 
 
 def test_a_complete_table_is_left_alone(encoder, tmp_path, monkeypatch):

@@ -49,7 +49,9 @@ class Config:
     student: str = "timm/resnet18"  # timm/NAME, torchvision/NAME, a run folder; random weights unless it has @weights
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …; labels are never trained on
     out: Path  # the run folder
-    objective: Any = field(default_factory=lambda: objectives.find("compress_2q").Config())  # a file of objectives/
+    objective: Any = field(
+        default_factory=lambda: objectives.find("compress_2q").Config()
+    )  # compress_1q, compress_2q or regression
     ids: Path | None = None  # text file with the image ids of a .npy of vectors given as --teacher, one a line
     stored: StoredConfig = StoredConfig()  # how a teacher known by its stored embeddings is used
     view: TrainView = TrainView()  # random crop and flip of the images; teacher and student see the same pixels
@@ -275,6 +277,16 @@ def calibrated(judge: Embedded | None, share: float) -> float:
     return calibrate(torch.from_numpy(judge.test.rows), torch.from_numpy(judge.train.rows), share=share).temperature
 
 
+def best_epoch(folder: RunFolder) -> str:
+    """Which student was kept, for whoever believes that it is the last one."""
+    scored = [line for line in folder.metrics() if line["kind"] == "validation"]
+    best = max(scored, key=lambda line: line["neighbour_overlap_10"])  # of equal ones the first, as it is kept
+    told = f"kept: the student of epoch {best['epoch']:.3g} of {scored[-1]['epoch']:.3g}"
+    if not best["step"]:
+        told += ", which is untrained: none after it kept more neighbours; train longer, or change the learning rate"
+    return told
+
+
 class Scorer:
     """Scores the student on held-out images, without labels, and keeps the best one in the run folder."""
 
@@ -331,11 +343,9 @@ class Scorer:
         scores = {name: score(embedded, chosen, Protocols()) for name, embedded in models.items()}
         write_results(self.folder, data=self.config.data, models=models, scores=scores, about=about, splits=self.splits)
         self.console.print(result_table(scores, about))
+        self.console.print(best_epoch(self.folder), highlight=False)
         if self.folder.skipped():
-            counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.folder.skipped().items()))
-            self.console.print(
-                f"images that could not be used, listed in {self.folder.path / 'skipped.jsonl'}: {counts}"
-            )
+            self.console.print(self.folder.skipped_told(), markup=False)
 
     def _skip(self, skipped: Skipped) -> None:
         if self.config.strict:

@@ -33,7 +33,7 @@ from compress_ssl.record import RowDtype, record_dtype
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import plain
 from compress_ssl.student import load_projector
-from compress_ssl.table import Table
+from compress_ssl.table import Table, is_table, read_manifest
 from compress_ssl.table_writer import TableWriter
 from compress_ssl.transforms import Preprocessing, RecordedViews, TrainView
 from compress_ssl.unit_rows import unit_rows
@@ -57,7 +57,7 @@ class Config:
     space: Literal["own", "teacher"] = "own"  # teacher: through a 1q student's projector, to query a teacher's index
     size: int | None = None  # pixels of the input; None: the encoder's own
     dtype: RowDtype = "float16"  # of the stored rows; 1 - cosine moves by 1e-7 (float16), by 1e-5 to 4e-5 (int8)
-    shard_rows: int | None = None  # images a shard; None: 8192, or as many as 256 MiB hold; a kill costs a shard
+    shard_rows: int | None = None  # images a shard; None: as begun, else 8192 or what 256 MiB hold; a kill costs one
     batch_size: int = 256  # views embedded at once
     workers: int | None = None  # processes that read images; None: one a core but one, eight at most
     device: str = "auto"  # cpu, cuda, mps; each process on its own GPU
@@ -77,10 +77,11 @@ def run(config: Config) -> Path:
     opened = datasets.open_splits(data, unusual=config.unusual)
     device = open_device(config.device, local_rank=here.local_rank)
     encode, width, preprocessing = _encoder(encoder_name, config, device)
-    origin = _origin(config, encode, width, preprocessing)
     splits = {"train": (opened.train, config.views)} | ({} if opened.test is None else {"test": (opened.test, 0)})
     fitting = SHARD_BYTES // ((1 + config.views) * record_dtype(width, config.dtype).itemsize)
-    shard_rows = config.shard_rows or max(1, min(SHARD_ROWS, fitting))
+    begun = read_manifest(out)["origin"].get("shard_rows") if is_table(out) else None
+    shard_rows = config.shard_rows or begun or max(1, min(SHARD_ROWS, fitting))
+    origin = _origin(config, encode, width, preprocessing) | {"shard_rows": shard_rows}
     writer = TableWriter(out, origin, splits, shard_rows=shard_rows)
     for id in (gone := writer.gone())[:1]:
         console.print(f"{len(gone)} images with rows in {out} are no longer in {data} ({id}, …): their rows stay",
@@ -118,7 +119,7 @@ def run(config: Config) -> Path:
         return out
     _refuse_nothing(out, opened)
     if not tasks:
-        console.print(f"{out} is complete already: nothing to do", markup=False)
+        console.print(f"{out} is complete already: nothing to do (--verify reads every bit of it)", markup=False)
     return out
 
 
@@ -315,7 +316,9 @@ def _look(config: Config) -> Path:
         console = Console(stderr=True)
         troubles = verify(config.verify, console=console)
         if troubles:
-            raise Refusal("\n".join([f"{config.verify} is damaged in {len(troubles)} places", *troubles]))
+            raise Refusal(
+                "\n".join([f"{config.verify} is damaged in {len(troubles)} place{'s'[: len(troubles) > 1]}", *troubles])
+            )
         console.print(f"every bit of {config.verify} is as it was written", markup=False)
     path = config.verify or config.info
     assert path is not None

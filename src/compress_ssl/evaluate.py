@@ -147,8 +147,7 @@ def run(config: Config) -> Path:
     write_results(folder, data=config.data, models=models, scores=scores, about=about, splits=splits)
     console.print(result_table(scores, about))
     if folder.skipped():
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(folder.skipped().items()))
-        console.print(f"images that could not be used, listed in {folder.path / 'skipped.jsonl'}: {counts}")
+        console.print(folder.skipped_told(), markup=False)
     return config.out
 
 

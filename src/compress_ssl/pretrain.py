@@ -160,4 +160,6 @@ def run(config: Config) -> Path:
         optimizer.step()
         training.waits.lap("optimizer")
         training.note(loss)
+    if folder is not None and folder.skipped():
+        console.print(folder.skipped_told(), markup=False)
     return config.out

@@ -210,6 +210,10 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"kind": kind, **values}) + "\n")
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return list(_lines(self.path / "metrics.jsonl"))
+
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that are about to be computed again (they come after the checkpoint)."""
         kept = [line for line in _lines(self.path / "metrics.jsonl") if line["step"] <= step]
@@ -223,6 +227,11 @@ class RunFolder:
         with (self.path / "skipped.jsonl").open("a") as file:
             file.write(json.dumps(self._skipped[sample], ensure_ascii=False) + "\n")
         return True
+
+    def skipped_told(self) -> str:
+        """A sentence about the images that could not be used, "" if there are none."""
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.skipped().items()))
+        return f"images that could not be used, listed in {self.path / 'skipped.jsonl'}: {counts}" if counts else ""
 
     def skipped(self) -> Counter[str]:
         """Images that could not be used, counted by kind."""

@@ -14,14 +14,16 @@ import numpy as np
 from torch import Tensor
 
 from compress_ssl import room
-from compress_ssl.datasets import ImageSet, Unusual
+from compress_ssl.datasets import ImageSet, Unusual, open_image
 from compress_ssl.embeddings import Embeddings
+from compress_ssl.picture import UnusableImage
 from compress_ssl.refusal import Refusal
 from compress_ssl.table import Table, command, is_table
 from compress_ssl.transforms import Crop, Preprocessing, TrainView
 from compress_ssl.vectors import Vectors, is_vectors
 
 ROWS_AT_ONCE = 8192
+MISSING_OPENED = 1000  # images without a vector, at most, that are opened to see whether they can be
 SAMPLE = 4096  # images by which the split is told that they belong to
 
 
@@ -171,6 +173,8 @@ def find(stored: Stored, images: ImageSet, *, part: bool = False, whole: ImageSe
         return known is not None and (now is None or known == now[place])  # else it may have been mended
 
     added = [place for place in np.flatnonzero(places < 0).tolist() if not unusable(place)]
+    if stored.evidence(split) is None and len(added) <= MISSING_OPENED:
+        added = [place for place in added if _opens(images, place)]  # nobody has vectors of what cannot be opened
     if added:
         raise _of_added(stored, split, images, added)
     there = np.flatnonzero(places >= 0)
@@ -243,6 +247,14 @@ def _evidence(images: ImageSet) -> np.ndarray | None:
     return getattr(images, "evidence", None)
 
 
+def _opens(images: ImageSet, place: int) -> bool:
+    try:
+        np.asarray(open_image(images, place))
+    except UnusableImage:
+        return False
+    return True
+
+
 def _of_added(stored: Stored, split: str, images: ImageSet, added: Sequence[int]) -> Refusal:
     first = images.ids[added[0]]
     known = stored.ids(split)
@@ -256,7 +268,7 @@ def _of_added(stored: Stored, split: str, images: ImageSet, added: Sequence[int]
     if isinstance(stored, Vectors):
         return Refusal(f"{told}: add their rows to the file, or take these images out of the data")
     again = (
-        f"`{command(stored.origin, stored.path)}`"
+        f"`{command(stored.origin, stored.path, data=images.name.rpartition(':')[0])}`"
         if isinstance(stored, Table)
         else f"`compress-ssl embed` again with --out {stored.path}"
     )
@@ -267,7 +279,7 @@ def _of_changed(stored: Stored, images: ImageSet, count: int, first: int, before
     return Refusal(
         f"expected the images of {images.name} as they were when {stored.path} was made, got {count} of {len(images)} "
         f"changed ({images.ids[first]}: size or checksum {before} expected, {now} found): restore them, or "
-        "run `compress-ssl embed` over them with another --out"
+        "run `compress-ssl embed` over all images with another --out"
     )
 
 

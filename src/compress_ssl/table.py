@@ -268,15 +268,22 @@ def damage(file: Path, found: str, origin: dict[str, Any] | None = None) -> Refu
     return Refusal(f"expected {file} as `embed` wrote it, got {found}: {mend}")
 
 
-def command(origin: dict[str, Any], out: Path) -> str:
-    """The command that makes a table of this origin, and goes on with it."""
-    encoder, data, views = origin["encoder"], origin["data"], origin["views"]
-    words = ["compress-ssl", "embed", "--encoder", encoder.get("spec", "?"), "--data", data.get("name", "?")]
+def command(origin: dict[str, Any], out: Path, *, data: str | None = None) -> str:
+    """The command that makes a table of this origin, and goes on with it.
+
+    Args:
+        data: the images under the name that they have now; None: under the one they had then.
+    """
+    encoder, then, views = origin["encoder"], origin["data"], origin["views"]
+    now = data or then.get("name", "?")
+    words = ["compress-ssl", "embed", "--encoder", encoder.get("spec", "?"), "--data", now]
     words += ["--out", str(out), "--size", str(encoder["preprocessing"]["size"]), "--dtype", origin["dtype"]]
     if encoder.get("space", "own") != "own":
         words += ["--space", encoder["space"]]
-    if data.get("unusual", "skip") != "skip":
-        words += ["--unusual", data["unusual"]]
+    if then.get("unusual", "skip") != "skip":
+        words += ["--unusual", then["unusual"]]
+    if "shard_rows" in origin:
+        words += ["--shard-rows", str(origin["shard_rows"])]
     if views["count"]:
         words += ["--views", str(views["count"]), "--seed", str(views["seed"])]
         for name, value in views["view"].items():

@@ -325,7 +325,11 @@ def _rounding(abouts: list[About]) -> dict[str, float]:
 
 
 def _compared(origin: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same to go on with a table: all but the names of encoder and data, and our own version."""
+    """What must be the same to go on with a table: all but names, our own version and the size of shards."""
     encoder = {name: value for name, value in origin["encoder"].items() if name != "spec"}
     data = {name: value for name, value in origin["data"].items() if name != "name"}
-    return {**{name: value for name, value in origin.items() if name != "code"}, "encoder": encoder, "data": data}
+    return {
+        **{name: value for name, value in origin.items() if name not in ("code", "shard_rows")},
+        "encoder": encoder,
+        "data": data,
+    }
