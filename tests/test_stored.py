@@ -196,8 +196,8 @@ def test_changed_images_are_refused_with_what_was_expected_and_found() -> None:
     """The teacher saw other pixels than the student is shown."""
     stored = Rows(train=(IDS, range(100, 111)))
     evidence = [100 + number + (number in (4, 7)) for number in range(11)]
-    with pytest.raises(Refusal, match=r"2 of 11 changed \(kind1/4\.png: 104 expected, 105 found\): restore them, or "
-                       r"run `compress-ssl embed`"):  # fmt: skip
+    with pytest.raises(Refusal, match=r"2 of 11 changed \(kind1/4\.png: size or checksum 104 expected, 105 found\): "
+                       r"restore them, or run `compress-ssl embed`"):  # fmt: skip
         find(stored, Photos(evidence=evidence))
     assert find(stored, Photos()).tolist() == list(range(11)), "a data set of one's own may not know"
     assert find(Rows(train=(IDS, None)), Photos(evidence=evidence)).tolist() == list(range(11)), "nor may vectors"

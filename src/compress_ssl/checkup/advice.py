@@ -97,7 +97,7 @@ def _wrong(found: dict[str, Any], plan: dict[str, Any]) -> Iterator[Advice]:
             mend = "use --unusual convert"
         elif strange and plan["unusual"] == "skip":
             mend += ", and use --unusual convert"
-        if strange and plan["unusual"] == "skip" and found["teacher"] and found["teacher"]["stored"]:
+        if strange and plan["unusual"] == "skip" and (found["teacher"] or {}).get("stored"):
             mend += ", for the table of rows too, with another --out"
         yield Advice(mend, f"{number(broken)} of {number(data['looked_at'])} cannot be used: {kinds}")
     if exact["other_label"]:
