@@ -49,9 +49,8 @@ class Config:
     student: str = "timm/resnet18"  # timm/NAME, torchvision/NAME, a run folder; random weights unless it has @weights
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …; labels are never trained on
     out: Path  # the run folder
-    objective: Any = field(
-        default_factory=lambda: objectives.find("compress_2q").Config()
-    )  # compress_1q, compress_2q or regression
+    # compress_1q, compress_2q or regression; --objective NAME --help lists what else each takes
+    objective: Any = field(default_factory=lambda: objectives.find("compress_2q").Config())
     ids: Path | None = None  # text file with the image ids of a .npy of vectors given as --teacher, one a line
     stored: StoredConfig = StoredConfig()  # how a teacher known by its stored embeddings is used
     view: TrainView = TrainView()  # random crop and flip of the images; teacher and student see the same pixels

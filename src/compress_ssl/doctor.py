@@ -89,9 +89,8 @@ class Config:
     epochs: float = 130  # forecast a training of so many epochs
     views: int = 4  # forecast a table with so many random views of each training image, see embed --views
     batch_size: int = 256  # forecast a training with batches of so many images
-    objective: Any = field(
-        default_factory=lambda: objectives.find("compress_2q").Config()
-    )  # compress_1q, compress_2q or regression
+    # compress_1q, compress_2q or regression; --objective NAME --help lists what else each takes
+    objective: Any = field(default_factory=lambda: objectives.find("compress_2q").Config())
     optimizer: OptimizerConfig = OptimizerConfig()
     teacher_size: int | None = None  # pixels of the teacher's input; None: its own
     student_size: int | None = None  # pixels of the student's input; None: the teacher's, where it has one
