@@ -179,6 +179,14 @@ def before_a_step_is_saved(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(checkpoint, "save", killed)
 
 
+def killed_before_a_step_is_saved(config: Config) -> None:
+    """Start the run, and end it as SIGKILL does."""
+    with pytest.MonkeyPatch.context() as patch:
+        before_a_step_is_saved(patch)
+        with pytest.raises(Killed):
+            distill.run(config)
+
+
 def between_backward_and_bank(patch: pytest.MonkeyPatch) -> None:
     """Step 7 of a run that was saved at its start only."""
     for module in (compress_1q, compress_2q):
@@ -311,10 +319,7 @@ def test_dropout_of_a_resumed_run_is_that_of_a_run_never_killed(
     reference = replace(config, out=config.out.parent / "whole")
     distill.run(reference)
     config = with_training(config, save_every_minutes=0)
-    with pytest.MonkeyPatch.context() as patch:
-        before_a_step_is_saved(patch)
-        with pytest.raises(Killed):
-            distill.run(config)
+    killed_before_a_step_is_saved(config)
     distill.run(replace(config, resume=True))
     assert_same_run(reference.out, config.out)
 
@@ -916,10 +921,7 @@ def test_a_run_is_not_resumed_over_a_table_made_anew_by_other_weights(
     table, other = tmp_path / "table", tmp_path / "other"
     shutil.copytree(stored(), table)
     config = with_training(replace(three_epochs, teacher=str(table)), save_every_minutes=0)
-    with pytest.MonkeyPatch.context() as patch:
-        before_a_step_is_saved(patch)
-        with pytest.raises(Killed):
-            distill.run(config)
+    killed_before_a_step_is_saved(config)
     weights_before = Table(table).origin["encoder"]["weights"]
     shutil.rmtree(table)
     torch.manual_seed(6)
@@ -1050,10 +1052,7 @@ def test_replay_with_colours_killed_and_resumed_is_the_run_never_killed(
     config = with_training(replace(three_epochs, teacher=stored(), student_colour=COLOURS), save_every_minutes=0)
     reference = replace(config, out=config.out.parent / "whole")
     distill.run(reference)
-    with pytest.MonkeyPatch.context() as patch:
-        before_a_step_is_saved(patch)
-        with pytest.raises(Killed):
-            distill.run(config)
+    killed_before_a_step_is_saved(config)
     distill.run(replace(config, resume=True))
     assert_same_run(reference.out, config.out)
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from compress_ssl import hardware
 from compress_ssl.hardware import HardwareConfig, Standing, launch, standing
@@ -52,6 +53,29 @@ def test_work_is_shared_out_as_the_launcher_says(monkeypatch: pytest.MonkeyPatch
     assert standing() == Standing(rank=4, ranks=6, local_rank=2)
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # a shell on the cluster, and no srun
     assert standing() == Standing()
+
+
+def test_srun_without_tasks_per_node_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`srun -n 4` sets no such number, and Lightning ends in a traceback without it."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "9")  # so that it is taken back after the test
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    for name, value in {"NTASKS": "4", "NNODES": "2", "PROCID": "0", "LOCALID": "0", "JOB_NAME": "distill"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(RuntimeError, match="--ntasks=4"):
+        SLURMEnvironment()
+
+    class Seen(Exception):
+        pass
+
+    def fabric(**given: object) -> None:
+        SLURMEnvironment()  # as Lightning does
+        raise Seen(given["devices"], given["num_nodes"])
+
+    monkeypatch.setattr(hardware, "Fabric", fabric)
+    with pytest.raises(Seen) as seen:
+        launch(HARDWARE, 0)
+    assert seen.value.args == (2, 2)
 
 
 def test_a_process_left_behind_is_ended() -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ROWS_AT_ONCE = 8192  # read from a disk where all of them are wanted
+
 
 @dataclass(frozen=True)
 class Embeddings:

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from compress_ssl import room
 from compress_ssl.datasets import ImageSet, Unusual, open_image
-from compress_ssl.embeddings import Embeddings
+from compress_ssl.embeddings import ROWS_AT_ONCE, Embeddings
 from compress_ssl.picture import UnusableImage
 from compress_ssl.refusal import Refusal
 from compress_ssl.table import Table, command, is_table
 from compress_ssl.transforms import Crop, Preprocessing, TrainView
 from compress_ssl.vectors import Vectors, is_vectors
 
-ROWS_AT_ONCE = 8192
 MISSING_OPENED = 1000  # images without a vector, at most, that are opened to see whether they can be
 SAMPLE = 4096  # images by which the split is told that they belong to
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from compress_ssl.datasets import ImageSet
-from compress_ssl.embeddings import Embeddings
+from compress_ssl.embeddings import ROWS_AT_ONCE, Embeddings
 from compress_ssl.loader import Batch
 from compress_ssl.refusal import Refusal
-from compress_ssl.stored import ROWS_AT_ONCE, Stored, find, of
+from compress_ssl.stored import Stored, find, of
 from compress_ssl.transforms import Crop, RandomView, ReplayView, TrainView
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress_ssl.embeddings import Embeddings
+from compress_ssl.embeddings import ROWS_AT_ONCE, Embeddings
 from compress_ssl.record import crops_of, damaged, record_dtype, unpack
 from compress_ssl.refusal import Refusal
 from compress_ssl.sealed import Damaged, read_sealed
@@ -30,7 +30,6 @@ from compress_ssl.transforms import Crop, Preprocessing, TrainView
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-ROWS_AT_ONCE = 8192  # where all rows are read
 
 
 def is_table(path: Path) -> bool:

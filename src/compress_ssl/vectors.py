@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress_ssl.embeddings import ROWS_AT_ONCE
 from compress_ssl.refusal import Refusal
 from compress_ssl.transforms import Crop, Preprocessing, TrainView
 from compress_ssl.unit_rows import SHORTEST
@@ -40,7 +41,6 @@ IDS = ("id", "ids", "image_id", "key", "path", "file_name", "filename", "file") 
 NOT_VECTORS = ("label", "class", "target", "score", "split", "fold", "index", "cluster", "category", "group")
 VECTORS = ("embedding", "vector", "embeddings", "vectors", "features", "feature")
 CHECKED_AT_ONCE = 2**30  # bytes; smaller files are checked when they are opened: a second, before hours of training
-ROWS_AT_ONCE = 8192
 
 
 def is_vectors(path: Path) -> bool:

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table as RichTable
 
+from compress_ssl.embeddings import ROWS_AT_ONCE
 from compress_ssl.record import damaged, unpack
 from compress_ssl.sealed import Damaged
 from compress_ssl.shard import Shard, read_about, records_file
-from compress_ssl.table import ROWS_AT_ONCE, Table, command, damage, read_manifest
+from compress_ssl.table import Table, command, damage, read_manifest
 
 
 def verify(path: Path, *, console: Console | None = None) -> list[str]:
