@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -407,6 +408,22 @@ def test_a_shard_is_made_by_one_process_at_a_time(tmp_path):
     with other.claim(last) as theirs:
         assert theirs, "whoever was at it has gone"
     assert not list((tmp_path / "table").rglob(".*"))
+
+
+def test_a_file_system_without_locks_holds_a_table_too(tmp_path, monkeypatch):
+    """Some network file systems have none: nothing could be embedded there at all."""
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("compress_ssl.table_writer.fcntl.flock", none)
+    writing = writer(tmp_path / "table", "abcdefgh")
+    for task in writing.tasks():
+        with writing.claim(task) as mine:
+            assert mine
+            make(writing, task)
+    assert writing.complete()
+    assert verify(tmp_path / "table") == []
 
 
 def test_what_another_process_is_writing_is_not_removed(tmp_path):

@@ -11,6 +11,7 @@ else is at that shard. Who finds nothing left writes the manifest, the same to t
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -253,6 +254,9 @@ def _alone(folder: Path, name: str) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        except OSError as trouble:
+            if trouble.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise  # a file system without locks: two processes may make one shard, each of the same rows
         try:
             yield True
         finally:
