@@ -28,14 +28,14 @@ def pictures(height: int = 23, width: int = 23, *, count: int = BATCH) -> Tensor
 def still(count: int = BATCH) -> Change:
     """Changes nothing."""
     one, zero = torch.ones(count), torch.zeros(count)
-    return Change((0, 1, 2, 3), one, one, one, zero, zero.bool(), zero)
+    return Change((0, 1, 2, 3), one, one, one, zero, zero.bool(), zero, zero.bool())
 
 
 def change(config: Config, *, seed: int = 3, count: int = BATCH) -> Change:
     return draw(count, config, torch.Generator().manual_seed(seed))
 
 
-STRONG = Config(probability=1, brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5, grey=0.3, blur=0.7)
+STRONG = Config(probability=1, brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5, grey=0.3, blur=0.7, solarise=0.4)
 ADJUST = {
     "brightness": vision.adjust_brightness,
     "contrast": vision.adjust_contrast,
@@ -58,7 +58,8 @@ def by_torchvision(images: Tensor, drawn: Change) -> Tensor:
             image = ADJUST[name](image, float(getattr(drawn, name)[place]))
         if drawn.grey[place]:
             image = vision.rgb_to_grayscale(image, num_output_channels=3)
-        results.append(blurred(image, float(drawn.sigma[place])))
+        image = blurred(image, float(drawn.sigma[place]))
+        results.append(vision.solarize(image, 0.5) if drawn.solarise[place] else image)
     return torch.stack(results) * 255
 
 

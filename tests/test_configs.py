@@ -9,19 +9,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compress_ssl import backbones, distill, objectives
+from compress_ssl import backbones, distill, objectives, pretrain, pretraining
 from compress_ssl.backbones import from_torchvision
 from compress_ssl.cli import FAMILIES, parse
 from compress_ssl.encoder import open_encoder
 from compress_ssl.settings import build, gather
 
 FOLDER = Path(__file__).parents[1] / "configs"
-FILES = sorted(FOLDER.glob("*.yaml"))
+PRETRAINING = sorted(FOLDER.glob("pretrain_*.yaml"))
+FILES = sorted(set(FOLDER.glob("*.yaml")) - set(PRETRAINING))
 PAIRS = ("moco_r50_to_alexnet", "moco_r50_to_r18", "moco_r50_to_mobilenet_v2", "swav_r50_to_r18",
          "simclr_r50x4_to_r50", "simclr_r50x4_to_alexnet")  # fmt: skip
 WIDTHS = {"alexnet": 4096, "r18": 512, "mobilenet_v2": 1280, "r50": 2048}  # of the paper's students
 
 recipes = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+pretraining_recipes = pytest.mark.parametrize("file", PRETRAINING, ids=lambda file: file.stem)
 
 
 def opening(file: Path) -> str:
@@ -92,3 +94,43 @@ def test_the_students_of_the_recipes_are_as_wide_as_the_papers(student):
     used = [file.stem for file in FILES if yaml.safe_load(file.read_text())["student"] == student]
     expected = {width for name, width in WIDTHS.items() for stem in used if f"_to_{name}_" in stem}
     assert expected == {open_encoder(student, weights="random").width}
+
+
+def test_every_method_has_a_recipe_for_every_data_set():
+    """A method without one would be tried with another's learning rate, and judged by that."""
+    expected = {
+        f"pretrain_{data}_{method}"
+        for data in ("cifar10", "tiny_imagenet_100", "imagenet")
+        for method in pretraining.names()
+    }
+    assert {file.stem for file in PRETRAINING} == expected
+
+
+@pretraining_recipes
+def test_a_recipe_of_pretraining_opens_with_a_command_that_parses(file):
+    """Whoever copies the first line would be told that it is wrong, or pretrain by another method than the file's."""
+    words = shlex.split(opening(file).split("\n")[0])
+    assert words[:3] == ["compress-ssl", "pretrain", f"configs/{file.name}"]
+    config = parse(pretrain.Config, [str(file), *words[3:]], "compress-ssl pretrain")
+    assert str(config.out) == f"runs/{file.stem}"
+    assert file.stem.endswith(config.method.name)
+    assert (config.size, config.encoder) == tuple(
+        yaml.safe_load(file.read_text())[name] for name in ("size", "encoder")
+    )
+
+
+@pretraining_recipes
+def test_a_recipe_of_pretraining_tells_its_cost_and_what_to_expect(file):
+    """The authors' number next to our command would be read as ours, and days of work come as a surprise."""
+    told = opening(file)
+    assert re.search(r"^cost: ", told, re.MULTILINE)
+    assert re.search(r"^expected: ", told, re.MULTILINE)
+    assert "reproduced here" in told
+
+
+@pretraining_recipes
+def test_a_recipe_of_pretraining_names_an_encoder_that_takes_its_size(file):
+    """It would fail on the user's machine, after the data had been read."""
+    written = yaml.safe_load(file.read_text())
+    encoder = open_encoder(written["encoder"], weights="random", size=written["size"])
+    assert encoder.preprocessing.size == written["size"]

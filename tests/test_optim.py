@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from compress_ssl.optim import OptimizerConfig, ScheduleConfig, optimizer, rate, set_rate
+from compress_ssl.optim import OptimizerConfig, ScheduleConfig, optimizer, rate, set_decay, set_rate
 from compress_ssl.refusal import Refusal
 from compress_ssl.transforms import TrainView
 
@@ -166,3 +166,38 @@ def test_a_resumed_optimizer_goes_on_as_it_began(name: str, began: bool | None) 
     resumed, again = trained(range(3, 6), state, fused=True)
     assert again.param_groups[0]["fused"] == began
     assert torch.equal(resumed[0], whole[0])
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 5)
+        self.norm = nn.BatchNorm1d(5)
+
+
+@pytest.mark.parametrize(
+    ("name", "decayed", "shapes"),
+    [
+        ("sgd", "auto", [[(5, 3), (5,), (5,), (5,)]]),
+        ("adamw", "weights", [[(5, 3)], [(5,), (5,), (5,)]]),
+        ("lars", "auto", [[(5, 3)], [(5,), (5,), (5,)]]),
+        ("lars", "all", [[(5, 3), (5,), (5,), (5,)]]),
+    ],
+)
+def test_biases_and_norms_decay_only_where_they_are_to(name: str, decayed: str, shapes: list[list[tuple]]) -> None:
+    """LARS would scale the rate of a bias by its length, which begins at 0: it would never learn."""
+    config = OptimizerConfig(name=name, decayed=decayed, weight_decay=0.1)  # type: ignore[arg-type]
+    groups = optimizer(Two().parameters(), config).param_groups
+    assert [[tuple(weight.shape) for weight in group["params"]] for group in groups] == shapes
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0][: len(groups)]
+
+
+def test_the_weight_decay_goes_along_a_cosine_where_it_is_told_to() -> None:
+    """DINO's 0.04 to 0.4 would stay at 0.04, and biases begin to decay."""
+    made = optimizer(Two().parameters(), OptimizerConfig(name="adamw", decayed="weights", weight_decay=0.04))
+    for progress, expected in ((0.0, 0.04), (0.5, 0.22), (1.0, 0.4)):
+        set_decay(made, [0.04, 0.0], progress, ScheduleConfig(final_weight_decay=0.4))
+        assert made.param_groups[0]["weight_decay"] == pytest.approx(expected)
+        assert made.param_groups[1]["weight_decay"] == 0
+    set_decay(made, [0.04, 0.0], 0.5, ScheduleConfig())
+    assert made.param_groups[0]["weight_decay"] == pytest.approx(0.4), "left alone"

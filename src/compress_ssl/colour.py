@@ -1,8 +1,9 @@
-"""Random colour jitter, grey and blur of a whole batch on its device, every image with its own numbers.
+"""Random colour jitter, grey, blur and solarisation of a whole batch on its device, every image with its own numbers.
 
 Source: SimCLR (Chen et al., ICML 2020, Appendix A); each operation is torchvision's (adjust_brightness,
-adjust_contrast, adjust_saturation, adjust_hue, rgb_to_grayscale, gaussian_blur) on float pixels. Done here and not in
-the workers because the same on Pillow images takes 2 ms of a core per 32-pixel view, 20 times the rest of the loading.
+adjust_contrast, adjust_saturation, adjust_hue, rgb_to_grayscale, gaussian_blur, solarize) on float pixels. Done here
+and not in the workers because the same on Pillow images takes 2 ms of a core per 32-pixel view, 20 times the rest of
+the loading.
 Differs from torchvision: the order of the four colour operations is drawn once a batch, not once an image.
 """
 
@@ -29,11 +30,14 @@ class Config:
     saturation: float = 0.4  # saturation is multiplied by 1 - this to 1 + this
     hue: float = 0.1  # turn of the colour circle, at most, either way; 0.5 is half of it
     grey: float = 0.2  # probability of losing all colour
-    blur: float = 0.0  # probability of Gaussian blur of 0.1 to 2 pixels over a tenth of the side; 0.5 for ImageNet
+    # probability of Gaussian blur of 0.1 to 2 pixels over a tenth of the side; None: as the method's authors have it
+    # for inputs of 64 pixels and more, none for smaller ones
+    blur: float | None = None
+    solarise: float = 0.0  # probability of inverting what is brighter than half
 
     def __post_init__(self) -> None:
-        for name in ("probability", "grey", "blur"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("probability", "grey", "blur", "solarise"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise Refusal(f"expected a probability in [0, 1] for colour.{name}, got {getattr(self, name)}: 0.8 is "
                               "80 %")  # fmt: skip
         for name in ("brightness", "contrast", "saturation"):
@@ -48,7 +52,7 @@ class Config:
     @property
     def changes(self) -> bool:
         """Whether any image is ever changed."""
-        return max(self.probability, self.grey, self.blur) > 0
+        return max(self.probability, self.grey, self.blur or 0, self.solarise) > 0
 
 
 def refuse_idle(config: Config, option: str) -> None:
@@ -82,6 +86,7 @@ class Change:
     hue: Tensor
     grey: Tensor
     sigma: Tensor  # of the blur in pixels, 0 for none
+    solarise: Tensor
 
     def part(self, first: int, last: int) -> Change:
         """The numbers of images [first, last)."""
@@ -103,15 +108,16 @@ def draw(count: int, config: Config, generator: torch.Generator) -> Change:
     )
     hue = torch.where(changed, uniform(-config.hue, config.hue), 0.0)
     grey = uniform(0, 1) < config.grey
-    sigma = torch.where(uniform(0, 1) < config.blur, uniform(0.1, 2.0), 0.0)
+    sigma = torch.where(uniform(0, 1) < (config.blur or 0), uniform(0.1, 2.0), 0.0)
     order = tuple(torch.randperm(4, generator=generator).tolist())
-    return Change(order, brightness, contrast, saturation, hue, grey, sigma)
+    solarise = uniform(0, 1) < config.solarise
+    return Change(order, brightness, contrast, saturation, hue, grey, sigma, solarise)
 
 
 def apply(images: Tensor, change: Change) -> Tensor:
     """(B, 3, H, W) uint8 -> the same shape, dtype and device, each image changed by its own numbers."""
     pixels = images.float() / 255
-    names = ("brightness", "contrast", "saturation", "hue", "grey", "sigma")
+    names = ("brightness", "contrast", "saturation", "hue", "grey", "sigma", "solarise")
     numbers = torch.stack([getattr(change, name).float() for name in names])  # one copy to the device, not six
     if images.device.type == "cuda":
         numbers = numbers.pin_memory()  # else the host would wait for it
@@ -130,6 +136,8 @@ def apply(images: Tensor, change: Change) -> Tensor:
     pixels = torch.where(factor["grey"] > 0, _grey(pixels), pixels)
     if bool((change.sigma > 0).any()):
         pixels = _blur(pixels, factor["sigma"].flatten())
+    if bool(change.solarise.any()):
+        pixels = torch.where((factor["solarise"] > 0) & (pixels >= 0.5), 1 - pixels, pixels)
     return (pixels * 255).round().to(torch.uint8)
 
 

@@ -43,7 +43,7 @@ class Feed:
         if copied is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(copied)
-            for tensor in (batch.images, batch.index, batch.target):
+            for tensor in (batch.images, batch.index, batch.target, batch.local):
                 if tensor is not None:  # the memory was taken by the other stream: not to be reused before this one
                     tensor.record_stream(stream)
         return batch

@@ -23,8 +23,8 @@ from compress_ssl.refusal import Refusal
 from compress_ssl.transforms import Sample
 
 # A `Picture` has `shape`, and np.asarray gives its pixels; `transforms.cut` decodes no more of it than the crop.
-# A view may also return where it has cut: (V, 5) int32, top, left, height, width, flip.
-View = Callable[["np.ndarray | Picture", Sample], "Tensor | tuple[Tensor, np.ndarray]"]
+# A view may also return where it has cut, (V, 5) int32: top, left, height, width, flip; or local views of another size.
+View = Callable[["np.ndarray | Picture", Sample], "Tensor | tuple[Tensor, np.ndarray] | tuple[Tensor, Tensor]"]
 Announce = Callable[[list[tuple[int, int]]], None]
 
 
@@ -55,6 +55,7 @@ class Batch:
     host_index: (B,) the index on the host, wherever the rest is: reading it there stops no device.
     epoch: of all its images; it chose their random views.
     crops: (B, V, 5) int32 on the host, where the view says what it has cut: top, left, height, width, flip.
+    local: (B, L, 3, s, s) uint8, where a view also makes L smaller pictures.
     """
 
     images: Tensor
@@ -65,6 +66,7 @@ class Batch:
     host_index: Tensor = field(default=None)  # type: ignore[assignment]
     epoch: int = 0
     crops: Tensor | None = None
+    local: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.host_index is None:
@@ -72,16 +74,15 @@ class Batch:
 
     def parts(self, count: int) -> Iterator[tuple[Batch, bool]]:
         """The batch in `count` nearly equal parts, in order, and whether each is the last."""
-        whole = (self.images, self.index, self.host_index, self.target, self.crops)
-        split = [[None] * count if tensor is None else tensor.tensor_split(count) for tensor in whole]
-        for number, (images, index, host_index, target, crops) in enumerate(zip(*split, strict=True)):
-            part = replace(
-                self, images=images, index=index, host_index=host_index, target=target, crops=crops, skipped=[]
-            )
-            yield part, number + 1 == count
+        names = ("images", "index", "host_index", "target", "crops", "local")
+        whole = {name: getattr(self, name) for name in names}
+        split = [[None] * count if tensor is None else tensor.tensor_split(count) for tensor in whole.values()]
+        for number, tensors in enumerate(zip(*split, strict=True)):
+            yield replace(self, **dict(zip(names, tensors, strict=True)), skipped=[]), number + 1 == count
 
     def pin_memory(self) -> Batch:
         self.images, self.index = self.images.pin_memory(), self.index.pin_memory()
+        self.local = None if self.local is None else self.local.pin_memory()
         return self
 
     def to(self, device: torch.device) -> Batch:
@@ -90,15 +91,17 @@ class Batch:
         if images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         index = self.index.to(device, non_blocking=True)
-        target = None if self.target is None else self.target.to(device, non_blocking=True)
-        return replace(self, images=images, index=index, target=target)
+        target, local = (
+            None if tensor is None else tensor.to(device, non_blocking=True) for tensor in (self.target, self.local)
+        )
+        return replace(self, images=images, index=index, target=target, local=local)
 
 
 class _Item(NamedTuple):
     """What one key becomes: a view, or why there is none."""
 
     view: Tensor | None
-    crops: np.ndarray | None
+    beside: np.ndarray | Tensor | None  # its crops, or its local views
     position: int
     epoch: int
     skipped: list[Skipped]
@@ -128,8 +131,8 @@ class _Items(Dataset):
             except OSError as trouble:
                 told = f"{id} could not be read ({trouble}): check the disk"
                 return _Item(None, None, here, epoch, skipped, told)
-            view, crops = made if isinstance(made, tuple) else (made, None)
-            return _Item(view, crops, here, epoch, skipped)
+            view, beside = made if isinstance(made, tuple) else (made, None)
+            return _Item(view, beside, here, epoch, skipped)
         failure = None
         if self.substitute:
             failure = f"expected usable images in {self.images.name}, got none ({skipped[0].kind}, …)"
@@ -138,7 +141,8 @@ class _Items(Dataset):
 
 def _collate(items: list[_Item]) -> Batch:
     found = [item for item in items if item.view is not None]
-    crops = [item.crops for item in found if item.crops is not None]
+    crops = [item.beside for item in found if isinstance(item.beside, np.ndarray)]
+    local = [item.beside for item in found if isinstance(item.beside, Tensor)]
     return Batch(
         _stack([item.view for item in found if item.view is not None]),
         torch.tensor([item.position for item in found], dtype=torch.int64),
@@ -146,6 +150,7 @@ def _collate(items: list[_Item]) -> Batch:
         next((item.failure for item in items if item.failure), None),
         epoch=items[0].epoch,
         crops=torch.from_numpy(np.stack(crops)) if crops else None,
+        local=_stack(local) if local else None,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,10 +20,12 @@ from compress_ssl.refusal import Refusal
 class OptimizerConfig:
     """Gradient descent. The defaults are the paper's (Sec. 4)."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adamw", "lars"] = "sgd"  # lars: SGD for batches of thousands, every layer at its own rate
     learning_rate: float = 0.01  # peak; the paper's 0.01 is for batches of 256
-    sgd_momentum: float = 0.9  # of SGD; AdamW keeps its own 0.9 and 0.999
-    weight_decay: float = 1e-4  # of every parameter, as in the paper
+    sgd_momentum: float = 0.9  # of SGD and LARS; AdamW keeps its own 0.9 and 0.999
+    weight_decay: float = 1e-4  # the paper's
+    # all: every parameter, as in the paper; weights: neither biases nor norms; auto: weights with lars, else all
+    decayed: Literal["auto", "all", "weights"] = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.sgd_momentum < 1:
@@ -43,6 +45,7 @@ class ScheduleConfig:
     factor: float = 0.2  # step: multiplies the rate at every milestone
     warmup: float = 0.0  # share of the training over which the rate rises linearly from 0
     final: float = 0.0  # cosine: share of the peak that is left at the end
+    final_weight_decay: float | None = None  # to which the weight decay goes along a cosine; None: it stays
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= 1:
@@ -62,11 +65,27 @@ def optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> to
     # one pass over each weight: for the 11 M of ResNet-18 on one Zen 3 core SGD takes 14.7 ms instead of 17.6, AdamW
     # 17.7 instead of 68.9. A checkpoint keeps which of the two it was made with, so a resumed run goes on as it began.
     fused = True if wanted and all(weight.device.type in ("cpu", "cuda") for weight in wanted) else None
+    groups = _groups(wanted, config)
     if config.name == "adamw":
-        return torch.optim.AdamW(wanted, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+    if config.name == "lars":
+        from lightly.utils.lars import LARS
+
+        momentum, decay = config.sgd_momentum, config.weight_decay
+        return LARS(groups, lr=config.learning_rate, momentum=momentum, weight_decay=decay)
     return torch.optim.SGD(
-        wanted, lr=config.learning_rate, momentum=config.sgd_momentum, weight_decay=config.weight_decay, fused=fused
+        groups, lr=config.learning_rate, momentum=config.sgd_momentum, weight_decay=config.weight_decay, fused=fused
     )
+
+
+def _groups(parameters: list[nn.Parameter], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """All in one, or vectors and scalars (biases, norms) in a second one that does not decay: LARS leaves its rate."""
+    if config.decayed == "all" or (config.decayed == "auto" and config.name != "lars"):
+        return [{"params": parameters}]
+    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    rest = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def rate(progress: float, config: ScheduleConfig) -> float:
@@ -86,3 +105,17 @@ def set_rate(target: torch.optim.Optimizer, learning_rate: float) -> None:
     """Write the learning rate of the coming step into every parameter group."""
     for group in target.param_groups:
         group["lr"] = learning_rate
+
+
+def set_decay(target: torch.optim.Optimizer, peaks: list[float], progress: float, config: ScheduleConfig) -> None:
+    """Write the weight decay of the coming step into every group that decays, where the schedule moves it.
+
+    Args:
+        peaks: of each parameter group at the beginning.
+    """
+    if config.final_weight_decay is None:
+        return
+    left = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    for group, first in zip(target.param_groups, peaks, strict=True):
+        if first:
+            group["weight_decay"] = config.final_weight_decay + (first - config.final_weight_decay) * left

@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
 
 from compress_ssl import compilation, datasets, optim, pretraining
 from compress_ssl.device import refuse_unsafe
 from compress_ssl.embed import embed
-from compress_ssl.encoder import Encoder, open_encoder, save_encoder
+from compress_ssl.encoder import open_encoder, save_encoder
 from compress_ssl.evaluations import Embedded, nearest_neighbour
 from compress_ssl.hardware import HardwareConfig, launch
-from compress_ssl.loader import TrainLoader
+from compress_ssl.loader import Batch, TrainLoader
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
 from compress_ssl.processes import on_first
 from compress_ssl.refusal import Refusal
@@ -50,20 +49,6 @@ class Config:
     resume: bool = False  # continue the run in --out
 
 
-class Learner(nn.Module):
-    """What DistributedDataParallel wraps: images -> projections."""
-
-    def __init__(self, encoder: Encoder, method: nn.Module):
-        super().__init__()
-        self.encoder = encoder
-        self.method: Any = method
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, V, 3, H, W) uint8 -> (V·B, P), all first views first."""
-        views = images.transpose(0, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return self.method(self.encoder(views))
-
-
 def run(config: Config) -> Path:
     """Train, and return the run folder."""
     console = Console(stderr=True)
@@ -72,7 +57,7 @@ def run(config: Config) -> Path:
             f"--accumulate expected 1, got {config.training.accumulate}: pretraining compares all images of a batch "
             "with each other, which parts cannot; lower --batch-size instead"
         )
-    method = pretraining.find(config.method.name)
+    family = pretraining.find(config.method.name)
     images = datasets.open_splits(config.data, unusual=config.unusual).train
     watching = config.held_out > 0 and len(images) >= 10
     if watching:
@@ -82,10 +67,10 @@ def run(config: Config) -> Path:
     folder = on_first(fabric, lambda: RunFolder.open(config.out, config, resume=config.resume))
 
     encoder = open_encoder(config.encoder, weights="random", size=config.size)
-    learner = Learner(encoder, method.Method(config.method, width=encoder.width)).train()
+    learner = family.make_learner(config.method, encoder, ranks=fabric.world_size).train()
     loader = TrainLoader(
         images,
-        method.make_view(config.method, encoder.preprocessing.size),
+        family.make_view(config.method, encoder.preprocessing.size),
         batch_size=config.training.batch_size,
         seed=config.training.seed,
         workers=config.hardware.workers,
@@ -95,6 +80,7 @@ def run(config: Config) -> Path:
     )
     learner = learner.to(fabric.device).to(memory_format=torch.channels_last)
     refuse_unsafe(learner, fabric.device)
+    method = family.Method(config.method, learner, images=len(images), fabric=fabric)
     optimizer = optim.optimizer(learner.parameters(), config.optimizer)
     wrapped, optimizer = fabric.setup(learner, optimizer)
 
@@ -127,7 +113,7 @@ def run(config: Config) -> Path:
         folder=folder,
         loader=loader,
         optimizer=optimizer,
-        parts={"learner": learner, "optimizer": optimizer},
+        parts={"learner": learner, "method": method, "optimizer": optimizer},
         validate=watch,
         strict=config.strict,
         console=console,
@@ -137,28 +123,35 @@ def run(config: Config) -> Path:
 
     def rehearsal() -> Callable[[], None]:
         side, count = encoder.preprocessing.size, config.training.batch_size // fabric.world_size
-        images = compilation.noise(count, 2, 3, side, side, device=fabric.device)
+        batch = Batch(compilation.noise(count, 2, 3, side, side, device=fabric.device), torch.arange(count), [])
+        views = method.views(batch, torch.Generator().manual_seed(0))
 
         def rehearse() -> None:
             with fabric.autocast():
-                rows = learner(images)
-            rows.square().mean().backward()
+                embeddings = learner.encoder(views.query[0])
+            embeddings.square().mean().backward()
 
         return rehearse
 
-    compilation.decide(config.hardware.compile, training, [learner], rehearsal, console=console)
-    for batch in training:  # images (B, V, 3, H, W) uint8
+    compilation.decide(config.hardware.compile, training, [learner.encoder], rehearsal, console=console)
+    for batch in training:  # images (B, 2, 3, S, S) uint8; with multi-crop local ones too, (B, L, 3, s, s)
         generator = torch.Generator().manual_seed(step_seed(config.training.seed, training.step))
-        views = learner.method.change(batch.images, generator, rank=fabric.global_rank, ranks=fabric.world_size)
-        projections = wrapped(views)
+        views = method.views(batch, generator)  # lists of (n, 3, s, s): colours changed, one tensor a size
         training.waits.lap("student")
-        loss = learner.method.loss(projections)
+        key = method.keys(views, generator)  # what a slow copy makes of its views, or None
+        training.waits.lap("momentum")
+        query = wrapped(views.query)  # what the learner makes of its own: the only tensors with a gradient
+        training.waits.lap("student")
+        loss = method.loss(query, key, batch.index, training.progress)  # reads bank and centre, changes nothing
         training.waits.lap("objective")
         optimizer.zero_grad()
         fabric.backward(loss)
         training.waits.lap("student")
+        method.restrain(training.progress)  # gradients that are not to be followed
         optimizer.step()
         training.waits.lap("optimizer")
+        method.update(query, key, batch.index, training.progress)  # bank and centre; the slow copy follows
+        training.waits.lap("momentum")
         training.note(loss)
     if folder is not None and folder.skipped():
         console.print(folder.skipped_told(), markup=False)

@@ -107,6 +107,7 @@ class Training:
         self.waits = Waits(fabric.device)
         self.compiled: bool | None = None
         self.peak = optimizer.param_groups[0]["lr"]
+        self.decays = [group["weight_decay"] for group in optimizer.param_groups]
         self.step = 0  # steps done
         self.total_steps = max(1, round(config.epochs * loader.steps_per_epoch))
         self.budget = None if config.time_budget is None else parse_duration(config.time_budget)
@@ -127,6 +128,11 @@ class Training:
     def epoch(self) -> float:
         """Passes over the training images done so far."""
         return self.step / self.loader.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        return self.step / self.total_steps
 
     def note(self, loss: Tensor) -> None:
         """Take the loss of the step (scalar, any device); it is read only when a line is written."""
@@ -211,8 +217,9 @@ class Training:
                 self.waits.start()
                 batch = self._take(feed, batch)
                 self.waits.lap("data")
-                learning_rate = self.peak * optim.rate(self.step / self.total_steps, self.schedule)
+                learning_rate = self.peak * optim.rate(self.progress, self.schedule)
                 optim.set_rate(self.optimizer, learning_rate)
+                optim.set_decay(self.optimizer, self.decays, self.progress, self.schedule)
                 # dropout and its like: by step, so that neither scoring nor a resumption moves them
                 torch.manual_seed(step_seed(self.config.seed, self.step) + self.fabric.global_rank)
                 yield batch

@@ -1,7 +1,16 @@
 """Self-supervised methods that make a teacher: pictures without labels -> a trained backbone. One file a method.
 
-Each file has `Config`, `make_view(config, size) -> View` and `Method(config, width=…)`, a module whose `change` alters
-views on the device, whose `forward` maps embeddings of V views (V·B, D) to what its `loss` compares.
+Each file has `Config`, `make_view(config, size) -> View`, `make_learner(config, encoder, ranks=…) -> Learner`, which is
+what is trained, and `Method(config, learner, images=…, fabric=…)`, which keeps whatever else the method remembers:
+
+    views(batch, generator) -> Views        colours changed: what the learner sees, and what its slow copy sees
+    keys(views, generator) -> key           the slow copy's rows, or None; without gradient
+    loss(query, key, index, progress)       of what the learner made of its views; changes nothing
+    restrain(progress)                      before the optimizer's step: gradients that are not to be followed
+    update(query, key, index, progress)     after it: bank, centre, slow copy
+    state_dict(), load_state_dict(state)    all of that, for a resumed run
+
+`progress` is the share of the training that is done, in [0, 1]. Methods compare the images of all processes.
 """
 
 from __future__ import annotations
@@ -9,8 +18,18 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import NamedTuple
+
+from torch import Tensor
 
 from compress_ssl.refusal import Refusal, nearest
+
+
+class Views(NamedTuple):
+    """Lists of (n, 3, s, s) uint8, one tensor a size, in each all first views first."""
+
+    query: list[Tensor]  # for the learner
+    key: list[Tensor]  # for its slow copy
 
 
 def names() -> list[str]:

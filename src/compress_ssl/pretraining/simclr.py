@@ -8,17 +8,22 @@ for which the host would wait twice a step, and for a mask that is made on the h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from lightly.models.modules.heads import SimCLRProjectionHead
 from lightly.utils import dist
-from torch import Tensor, nn
+from lightning.fabric import Fabric
+from torch import Tensor
 from torch.nn import functional
 
 from compress_ssl import colour
-from compress_ssl.picture import Picture
-from compress_ssl.transforms import Sample, TrainView, cut, draw_crop
+from compress_ssl.crops import Crops, changed, usual_blur
+from compress_ssl.encoder import Encoder
+from compress_ssl.learner import Learner
+from compress_ssl.loader import Batch
+from compress_ssl.pretraining import Views
+from compress_ssl.transforms import TrainView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,47 +38,47 @@ class Config:
     colour: colour.Config = colour.Config()  # change of colours of both views
 
 
-class TwoCrops:
-    """(H, W, 3) uint8 -> (2, 3, size, size) uint8: two random crops; colours change later, on the device."""
-
-    def __init__(self, view: TrainView, size: int):
-        self.view, self.size = view, size
-
-    def __call__(self, picture: np.ndarray | Picture, sample: Sample) -> Tensor:
-        picture = np.asarray(picture)  # decoded once, and not around each crop
-        random = sample.random
-        height, width = picture.shape[:2]
-        crops = [draw_crop(height, width, self.view, random) for _ in range(2)]
-        return torch.stack([cut(picture, crop, self.size) for crop in crops])
-
-
-def make_view(config: Config, size: int) -> TwoCrops:
+def make_view(config: Config, size: int) -> Crops:
     """The views that the loader cuts."""
-    return TwoCrops(config.view, size)
+    return Crops(config.view, size)
 
 
-class Method(nn.Module):
-    """Projection head and loss over an encoder of `width`."""
+def make_learner(config: Config, encoder: Encoder, **_: int) -> Learner:
+    """The encoder under a projection head."""
+    return Learner(encoder, SimCLRProjectionHead(encoder.width, config.hidden_width, config.projection_width))
 
-    def __init__(self, config: Config, *, width: int):
-        super().__init__()
-        self.config = config
-        self.head = SimCLRProjectionHead(width, config.hidden_width, config.projection_width)
 
-    def change(self, views: Tensor, generator: torch.Generator, *, rank: int, ranks: int) -> Tensor:
-        """Colours of the views (B, 2, 3, H, W) uint8 changed; numbers are drawn for all ranks and this one's taken."""
-        count = views.shape[0] * views.shape[1]
-        drawn = colour.draw(count * ranks, self.config.colour, generator).part(rank * count, (rank + 1) * count)
-        return colour.apply(views.flatten(0, 1), drawn).view_as(views)
+class Method:
+    """Two views of each picture, compared within the batch; nothing is remembered."""
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """(2·B, D) embeddings -> (2·B, P) projections."""
-        return self.head(embeddings)
+    def __init__(self, config: Config, learner: Learner, *, fabric: Fabric, **_: int):
+        self.config, self.fabric = config, fabric
+        self.blur = usual_blur(learner.encoder.preprocessing.size)
 
-    def loss(self, projections: Tensor) -> Tensor:
+    def views(self, batch: Batch, generator: torch.Generator) -> Views:
+        rank, ranks = self.fabric.global_rank, self.fabric.world_size
+        both = changed(batch.images, self.config.colour, generator, rank=rank, ranks=ranks, blur=self.blur)
+        return Views([both], [])
+
+    def keys(self, *_: Any) -> None:
+        """There is no slow copy."""
+
+    def loss(self, query: Tensor, *_: Any) -> Tensor:
         """(2·B, P) projections, all first views before all second ones -> scalar."""
-        first, second = projections.float().chunk(2)
+        first, second = query.float().chunk(2)
         return nt_xent(first, second, temperature=self.config.temperature)
+
+    def restrain(self, _: float) -> None:
+        """All gradients are followed."""
+
+    def update(self, *_: Any) -> None:
+        """There is nothing to remember."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
 def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
