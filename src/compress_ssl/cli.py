@@ -24,6 +24,7 @@ from compress_ssl.refusal import Refusal, nearest
 VERBS = {
     "demo": "watch it work: digits, a teacher, students by 1q and 2q, a page; 3 minutes, no download",
     "pretrain": "train a teacher on your images by self-supervision",
+    "models": "what can be teacher or student, with sizes and licences; what a checkpoint file is",
     "doctor": "look at data, teacher and student before spending hours: speeds, faults, advice",
     "shrink": "a data set -> a copy of small images, read several times as quickly",
     "embed": "an encoder over a data set -> a table of stored embeddings",

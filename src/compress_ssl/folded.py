@@ -25,7 +25,12 @@ def folded(encoder: _Module, images: Tensor) -> _Module:
         encoder: in eval mode; not changed.
         images: (B, …) a few inputs, of random pixels for instance: by them the copy is checked.
     """
-    swift = copy.deepcopy(encoder)
+    if not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):
+        return encoder  # a copy would be for nothing
+    try:
+        swift = copy.deepcopy(encoder)
+    except Exception:  # what a person's own module holds may not be copied: a lock, a connection
+        return encoder
     pairs = _pairs(swift, images)
     if not pairs:
         return encoder

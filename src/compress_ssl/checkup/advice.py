@@ -197,9 +197,10 @@ def _inaccurate(found: dict[str, Any], plan: dict[str, Any]) -> Iterator[Advice]
     if student is not None:
         share = max(student["multiply_add_share"] or 0.0, student["parameter_share"] or 0.0)
         if share >= 1:
-            because = f"the student has {percent(student['parameter_share'])} of the teacher's parameters and "
-            because += f"{percent(student['multiply_add_share'])} of its multiply-adds"
-            yield Advice("choose a smaller student, or a larger teacher", because)
+            of = {"parameter_share": "parameters", "multiply_add_share": "multiply-adds"}  # None: not known
+            known = [key for key in of if student[key] is not None]
+            shares = [f"{percent(student[key])} of the teacher's {of[key]}" for key in known]
+            yield Advice("choose a smaller student, or a larger teacher", f"the student has {' and '.join(shares)}")
     below, sides = data["share_below_input"], data["short_side"]
     if below is None or below <= 0.5:
         return

@@ -51,7 +51,7 @@ def teacher(found: dict[str, Any]) -> list[RenderableType]:
     table = _table()
     size = f", input {found['input_size']} px" if found["input_size"] else ""
     table.add_row("embeddings", f"{'stored' if found['stored'] else 'computed'}, width {found['width']}{size}")
-    if found["parameters"] is not None:
+    if _costs(found):
         table.add_row("size", _costs(found))
     cosine, warm, bank = found["cosine"], found["temperature"], found["bank"]
     if cosine is not None:
@@ -83,9 +83,10 @@ def student(found: dict[str, Any]) -> list[RenderableType]:
     table = _table()
     table.add_row("embeddings", f"width {found['width']}, input {found['input_size']} px")
     table.add_row("size", _costs(found))
-    if found["parameter_share"] is not None:
-        table.add_row("of the teacher", f"{percent(found['parameter_share'])} of the parameters, "
-                                        f"{percent(found['multiply_add_share'])} of the multiply-adds")  # fmt: skip
+    shares = ("parameter_share", "parameters"), ("multiply_add_share", "multiply-adds")
+    if any(found[share] is not None for share, _ in shares):
+        told = [f"{percent(found[share])} of the {noun}" for share, noun in shares if found[share] is not None]
+        table.add_row("of the teacher", ", ".join(told))
     table.add_row("trainable here", "yes" if found["unsafe"] is None else f"no: {found['unsafe']}")
     return [_heading("Student", found["spec"]), table]
 
@@ -324,7 +325,10 @@ def _labels(found: dict[str, Any]) -> str:
 
 
 def _costs(found: dict[str, Any]) -> str:
-    return f"{_rounded(found['parameters'])} parameters, {_rounded(found['multiply_adds'])} multiply-adds an image"
+    told = [] if found["parameters"] is None else [f"{_rounded(found['parameters'])} parameters"]
+    if found["multiply_adds"] is not None:
+        told.append(f"{_rounded(found['multiply_adds'])} multiply-adds an image")
+    return ", ".join(told)
 
 
 def _rounded(count: float) -> str:
