@@ -160,7 +160,7 @@ def test_a_saved_encoder_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert torch.equal(loaded(images), encoder(images))
         assert (loaded.spec, loaded.architecture) == (str(folder), "compress/resnet10_small_w3")
     described = json.loads((tmp_path / "student" / "model.json").read_text())
-    assert described.keys() == {"format", "backbone", "arguments", "width", "preprocessing"}
+    assert described.keys() == {"format", "backbone", "arguments", "width", "preprocessing", "embedding"}
     assert sorted(path.name for path in (tmp_path / "student").iterdir()) == ["model.json", "model.safetensors"]
 
 

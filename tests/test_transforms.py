@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import ks_2samp
+from timm.data import create_transform
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as vision
 
@@ -21,6 +22,7 @@ from compress_ssl.picture import Picture, decode, open_picture
 from compress_ssl.refusal import Refusal
 from compress_ssl.transforms import (
     Crop,
+    CropMode,
     Interpolation,
     Preprocessing,
     RandomView,
@@ -59,6 +61,22 @@ def test_the_evaluation_view_is_resize_and_center_crop(
     view = evaluation_view(source, given)
     assert view.dtype == torch.uint8
     assert torch.equal(view, tensor(vision.center_crop(resized, [size, size])))
+
+
+@pytest.mark.parametrize("crop", ["center", "squash", "border"])
+@pytest.mark.parametrize(("height", "width"), [(41, 63), (63, 41), (23, 23), (9, 70), (24, 70)])
+@pytest.mark.parametrize(("size", "fraction"), [(24, 1.0), (21, 0.875), (16, 0.9)])
+def test_the_evaluation_view_is_timm_s_in_every_crop_mode(
+    crop: CropMode, height: int, width: int, size: int, fraction: float
+) -> None:
+    """Otherwise a model that was trained on squashed pictures would see only their middle."""
+    pixels = np.random.default_rng(7).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    mean = (0.2, 0.5, 0.9)
+    timms = create_transform(
+        size, crop_pct=fraction, crop_mode=crop, interpolation="bicubic", mean=mean, normalize=False
+    )
+    preprocessing = Preprocessing(size=size, mean=mean, interpolation="bicubic", crop_fraction=fraction, crop=crop)
+    assert torch.equal(evaluation_view(pixels, preprocessing), timms(Image.fromarray(pixels)))
 
 
 def test_imagenet_s_view_is_resize_256_and_center_crop_224() -> None:

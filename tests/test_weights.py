@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,15 @@ from torch import Tensor, nn
 
 from compress_ssl.backbones.resnet_small import build
 from compress_ssl.refusal import Refusal
-from compress_ssl.weights import backbone_part, fit_weights, pack_weights, read_weights, weights_digest
+from compress_ssl.weights import (
+    backbone_part,
+    fetch,
+    fit_weights,
+    pack_weights,
+    read_checkpoint,
+    read_weights,
+    weights_digest,
+)
 
 
 def backbone(seed: int) -> nn.Module:
@@ -235,3 +245,49 @@ def test_the_digest_of_weights_sees_values_names_and_types():
 
     assert digest() == digest()
     assert len({digest(), digest(bias=0.5), digest(dtype=torch.bfloat16)}) == 3
+
+
+def test_weights_at_an_address_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each run would load them again, or take another author's checkpoint.pth for this one."""
+    asked: list[str] = []
+
+    def download(address: str, file: str, **_: object) -> None:
+        asked.append(address)
+        torch.save({"of": torch.tensor(len(asked))}, file)
+
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    first, second = (fetch(f"https://{host}.org/checkpoint.pth?x=1") for host in ("a", "b"))
+    assert first != second
+    assert fetch("https://a.org/checkpoint.pth?x=1") == first
+    assert asked == ["https://a.org/checkpoint.pth?x=1", "https://b.org/checkpoint.pth?x=1"]
+    assert read_weights(first)["of"] == 1
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    with pytest.raises(
+        Refusal, match=r"expected to fetch weights from https://c\.org/c\.pth, got OSError \(no route\)"
+    ):
+        fetch("https://c.org/c.pth")
+
+
+def test_options_of_a_library_that_is_not_there_are_read_without_it(tmp_path: Path) -> None:
+    """Otherwise a Lightning run would be refused, or its reader need Lightning's old package for a few numbers."""
+    source = "class AttributeDict(dict):\n    pass\n"
+    module = types.ModuleType("pytorch_lightning.utilities.parsing")
+    exec(source, module.__dict__)
+    names = ("pytorch_lightning", "pytorch_lightning.utilities", "pytorch_lightning.utilities.parsing")
+    kept = {name: sys.modules.get(name) for name in names}
+    sys.modules.update(dict.fromkeys(names, module))
+    try:
+        module.AttributeDict.__module__ = names[-1]
+        content = {"state_dict": weights(), "hyper_parameters": module.AttributeDict(rate=0.1, deep=[1, {"a": 2}])}
+        torch.save(content, tmp_path / "run.ckpt")
+    finally:
+        for name, one in kept.items():
+            sys.modules.pop(name) if one is None else sys.modules.update({name: one})
+    read = read_checkpoint(tmp_path / "run.ckpt")
+    assert read["hyper_parameters"] == {"rate": 0.1, "deep": [1, {"a": 2}]}
+    assert read["state_dict"].keys() == weights().keys()

@@ -10,6 +10,8 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress_ssl.backbones import FAMILIES, Spec, build_own, model_folder, own_names, read_spec
+from compress_ssl import formats
+from compress_ssl.backbones import EXTERNAL, FAMILIES, Spec, model_folder, open_external, own_names, read_spec
+from compress_ssl.filled import Filled, build, fill, open_weights
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import write_atomically
 from compress_ssl.transforms import Preprocessing
-from compress_ssl.weights import backbone_part, fit_weights, pack_weights, read_weights
+from compress_ssl.weights import fit_weights, pack_weights, read_checkpoint, read_weights
 
 FORMAT = 1
 Weights = Literal["pretrained", "random"]
@@ -38,6 +42,8 @@ class Encoder(nn.Module):
         spec: the string that it was opened with.
         architecture: `FAMILY/NAME` that rebuilds the backbone, weights aside; None if it cannot be rebuilt by name.
         arguments: what else the rebuilding needs.
+        embedding: what its numbers are: "pooled", "cls", "mean", "attention", "projected", "fc7" ...
+        told: one line about the weights file that it was opened from: format, taken, dropped; "" if from none.
     """
 
     mean: Tensor
@@ -58,6 +64,8 @@ class Encoder(nn.Module):
         self.arguments = dict(arguments or {})
         self.width: int = backbone.width  # type: ignore[assignment]
         self.preprocessing: Preprocessing = backbone.preprocessing  # type: ignore[assignment]
+        self.embedding: str = getattr(backbone, "embedding", "pooled")
+        self.told = ""
         # not persistent: the state dict holds the backbone's weights and nothing else
         self.register_buffer("mean", torch.empty(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.empty(1, 3, 1, 1), persistent=False)
@@ -75,8 +83,10 @@ class Encoder(nn.Module):
         self._fill_normalisation()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Raises: ValueError if `images` is not uint8 (B, 3, H, W); floats would be normalised twice, unnoticed."""
+    def forward(self, images: Tensor, *, resize: bool = True) -> Tensor:
+        """With `resize=False` images of another size go through the backbone as they are.
+
+        Raises: ValueError if `images` is not uint8 (B, 3, H, W); floats would be normalised twice, unnoticed."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"expected uint8 images (B, 3, H, W) with pixels 0–255, got {images.dtype} {tuple(images.shape)}: "
@@ -84,7 +94,7 @@ class Encoder(nn.Module):
             )
         pixels = images
         size = self.preprocessing.size
-        if images.shape[2:] != (size, size):
+        if resize and images.shape[2:] != (size, size):
             pixels = functional.interpolate(
                 images.float(),
                 size=(size, size),
@@ -121,8 +131,8 @@ def open_encoder(spec: str, *, weights: Weights, size: int | None = None) -> Enc
     """Open the encoder that a string names, on the CPU, in eval mode, float32.
 
     Args:
-        spec: `timm/NAME`, `torchvision/NAME` or `compress/NAME`, each with an optional `@FILE`, `@pretrained` or
-            `@random`; or a run folder.
+        spec: `timm/NAME`, `torchvision/NAME` or `compress/NAME`, each with an optional `@FILE`, `@FORMAT:FILE` (an
+            address in place of the file is fetched once), `@pretrained` or `@random`; or a run folder.
         weights: what a family's name without an `@` means here: `pretrained` for a teacher, `random` for a student.
         size: side of the square input in pixels, instead of the published one.
     Random weights come from torch's global generator; opening anything else leaves the generator as it was, so a
@@ -142,65 +152,55 @@ def open_encoder(spec: str, *, weights: Weights, size: int | None = None) -> Enc
             architecture = f"{parsed.kind}/{parsed.name}"
             source = parsed.weights or weights
             if source == "random":
-                backbone = _build(architecture, weights="random", size=size)
+                filled = Filled(build(architecture, weights="random", size=size))
             else:
                 with torch.random.fork_rng(devices=[]):
-                    backbone = _open_weights(architecture, source, size)
-            encoder = _encoder(backbone, spec, architecture, size)
+                    filled = open_weights(architecture, source, format=parsed.format, size=size)
+            encoder = _encoder(filled.backbone, spec, architecture, size or filled.size, filled.arguments)
+            encoder.told = filled.told
+        elif parsed.kind in EXTERNAL:
+            with torch.random.fork_rng(devices=[]):
+                backbone = open_external(parsed, student=weights == "random", size=size)
+            encoder = Encoder(backbone, spec=spec).eval()
+            encoder.told = backbone.told  # type: ignore[assignment]
         else:
             raise _unknown(parsed)
         _check_width(encoder)
     return encoder
 
 
-def _open_weights(architecture: str, source: Literal["pretrained"] | Path, size: int | None) -> nn.Module:
-    if isinstance(source, Path):
-        return _fill(architecture, read_weights(source), size=size, made_for=None, source=str(source))
-    backbone = _build(architecture, weights="pretrained", size=size)
-    if architecture.startswith("compress/"):
-        raise Refusal(
-            f"expected weights for {architecture}, got none, for our own backbones have no published ones: "
-            f"give a run folder, {architecture}@FILE or {architecture}@random."
-        )
-    return backbone
-
-
-def _fill(
-    architecture: str, state: Mapping[str, Tensor], *, size: int | None, made_for: int | None, source: str
-) -> nn.Module:
-    """Build a backbone for `size` and fill it with weights of that size, or else interpolate those `made_for` another.
-
-    The result is always what `_build` makes of the same arguments, so that a saved copy can be rebuilt.
-    """
-    backbone = _build(architecture, weights="random", size=size)
-    part, own = backbone_part(state, backbone), backbone.state_dict()
-    if size != made_for and any(part[name].shape != own[name].shape for name in part.keys() & own.keys()):
-        original = _build(architecture, weights="random", size=made_for)
-        fit_weights(original, part, source=source)
-        assert size is not None
-        _resize(architecture, original, size)
-        part = original.state_dict()
-    fit_weights(backbone, part, source=source)
-    return backbone
+def tell(encoder: Encoder) -> None:
+    """Say on stderr, in one line, what was taken from the encoder's weights file and what was left; if from one."""
+    if encoder.told and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # not once a process
+        print(encoder.told, file=sys.stderr)
 
 
 def _at_size(encoder: Encoder, size: int) -> Encoder:
     assert encoder.architecture is not None
     with torch.random.fork_rng(devices=[]):
-        backbone: Any = _fill(
+        made_for, arguments = _split(encoder.arguments)
+        backbone: Any = fill(
             encoder.architecture,
-            encoder.backbone.state_dict(),
+            lambda _: encoder.backbone.state_dict(),
             size=size,
-            made_for=encoder.arguments.get("size"),
+            made_for=made_for,
             source=encoder.spec,
+            arguments=arguments,
         )
     backbone.preprocessing = dataclasses.replace(encoder.preprocessing, size=size)
-    return _encoder(backbone, encoder.spec, encoder.architecture, size)
+    return _encoder(backbone, encoder.spec, encoder.architecture, size, arguments)
 
 
-def _encoder(backbone: nn.Module, spec: str, architecture: str, size: int | None) -> Encoder:
-    arguments = {} if size is None else {"size": size}
-    return Encoder(backbone, spec=spec, architecture=architecture, arguments=arguments).eval()
+def _encoder(
+    backbone: nn.Module, spec: str, architecture: str, size: int | None, arguments: Mapping[str, Any]
+) -> Encoder:
+    """`arguments` with the size among them, if one was asked for: what `_split` takes apart again."""
+    whole = {**arguments, **({} if size is None else {"size": size})}
+    return Encoder(backbone, spec=spec, architecture=architecture, arguments=whole).eval()
+
+
+def _split(arguments: Mapping[str, Any]) -> tuple[int | None, dict[str, Any]]:
+    return arguments.get("size"), {name: value for name, value in arguments.items() if name != "size"}
 
 
 def _unknown(parsed: Spec) -> Refusal:
@@ -211,10 +211,7 @@ def _unknown(parsed: Spec) -> Refusal:
             "name a finished run."
         )
     if parsed.kind == "file":
-        return Refusal(
-            f"expected {kinds}, got the file {parsed.text!r}: weights need the backbone they are for, as in "
-            f"torchvision/resnet50@{parsed.text}."
-        )
+        return Refusal(f"expected {kinds}, got the file {parsed.text!r}: {_backbone_for(Path(parsed.text))}")
     from compress_ssl.backbones import from_timm, from_torchvision
 
     families = {"timm": from_timm.names(), "torchvision": from_torchvision.names(), "compress": own_names()}
@@ -223,6 +220,19 @@ def _unknown(parsed: Spec) -> Refusal:
     close = difflib.get_close_matches(bare, full, n=1, cutoff=0.7)
     hint = f"did you mean {full[close[0]]!r}?" if close else "check the path."
     return Refusal(f"expected {kinds}, got {parsed.text!r}, where nothing lies: {hint}")
+
+
+def _backbone_for(file: Path) -> str:
+    """The end of a refusal of a file without a backbone: what it is, and what to write."""
+    asked = "weights need the backbone they are for, as in "
+    try:
+        name, found = formats.recognise(read_checkpoint(file), source=str(file))
+    except Refusal:
+        return f"{asked}torchvision/resnet50@{file}."
+    title = formats.open_format(name).TITLE
+    if found.architecture is None:
+        return f"it is {title}'s, but {asked}torchvision/resnet50@{name}:{file}."
+    return f"it is {title}'s {found.architecture}; {asked}{found.architecture}@{name}:{file}."
 
 
 def _check_width(encoder: Encoder) -> None:
@@ -267,6 +277,7 @@ def save_encoder(encoder: Encoder, folder: Path) -> None:
         "arguments": encoder.arguments,
         "width": encoder.width,
         "preprocessing": dataclasses.asdict(encoder.preprocessing),
+        "embedding": encoder.embedding,
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "model.safetensors", pack_weights(encoder.backbone.state_dict()))
@@ -287,7 +298,7 @@ def load_encoder(folder: Path) -> Encoder:
     try:
         description = json.loads(file.read_text())
         family = description["backbone"].partition("/")[0]
-        size = description["arguments"].get("size")
+        size, arguments = _split(description["arguments"])
         width = description["width"]
         values = description["preprocessing"]
         preprocessing = Preprocessing(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
@@ -303,16 +314,16 @@ def load_encoder(folder: Path) -> Encoder:
             f"{version!r} and {description['backbone']!r}: use the compress-ssl that wrote it."
         )
     with torch.random.fork_rng(devices=[]):
-        backbone = _build(description["backbone"], weights="random", size=size)
+        backbone: Any = build(description["backbone"], weights="random", size=size, arguments=arguments)
     if backbone.width != width:
         raise Refusal(
             f"expected {description['backbone']} to be {backbone.width} wide as built here, got {width} in "
             f"{str(file)!r}: restore the file, or use the version that wrote it."
         )
     fit_weights(backbone, read_weights(home / "model.safetensors"), source=str(home / "model.safetensors"))
-    backbone.preprocessing = preprocessing  # type: ignore[assignment]
-    arguments = description["arguments"]
-    return Encoder(backbone, spec=str(folder), architecture=description["backbone"], arguments=arguments).eval()
+    backbone.preprocessing = preprocessing
+    backbone.embedding = description.get("embedding", backbone.embedding)  # older folders do not say
+    return _encoder(backbone, str(folder), description["backbone"], size, arguments)
 
 
 def parameter_count(encoder: nn.Module) -> int:
@@ -336,40 +347,23 @@ def multiply_adds(encoder: Encoder) -> int:
     return counter.get_total_flops() // 2
 
 
+def costs(encoder: Encoder) -> dict[str, int | None]:
+    """`parameters` and `multiply_adds` of an encoder; None where nobody can say: of code that shows no weights."""
+    told: dict[str, int | None] | None = getattr(encoder.backbone, "costs", None)  # of one that torch does not compute
+    if told is not None:
+        return told
+    return {"parameters": parameter_count(encoder) or None, "multiply_adds": multiply_adds(encoder) or None}
+
+
 @contextlib.contextmanager
 def _eval_mode(module: nn.Module) -> Iterator[None]:
     modes = {part: part.training for part in module.modules()}
-    module.eval()
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    module.eval().requires_grad_(False)  # torch's counter fails where a parameter is passed to a module as its input
     try:
         yield
     finally:
         for part, training in modes.items():
             part.training = training
-
-
-def _build(architecture: str, *, weights: Weights, size: int | None) -> nn.Module:
-    family, _, name = architecture.partition("/")
-    if family == "timm":
-        from compress_ssl.backbones import from_timm
-
-        return from_timm.build(name, weights=weights, size=size)
-    if family == "torchvision":
-        from compress_ssl.backbones import from_torchvision
-
-        return from_torchvision.build(name, weights=weights, size=size)
-    backbone: Any = build_own(name)
-    if size is not None:
-        backbone.preprocessing = dataclasses.replace(backbone.preprocessing, size=size)
-    return backbone
-
-
-def _resize(architecture: str, backbone: nn.Module, size: int) -> None:
-    """Interpolate the position embeddings of a backbone that has its weights; none of our own has any."""
-    if architecture.startswith("timm/"):
-        from compress_ssl.backbones import from_timm
-
-        from_timm.resize(backbone, size)
-    elif architecture.startswith("torchvision/"):
-        from compress_ssl.backbones import from_torchvision
-
-        from_torchvision.resize(backbone, size)
+        for parameter in learning:
+            parameter.requires_grad_(True)

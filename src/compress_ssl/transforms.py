@@ -30,6 +30,7 @@ from compress_ssl.picture import Box, Picture
 from compress_ssl.refusal import Refusal
 
 Interpolation = Literal["bilinear", "bicubic"]
+CropMode = Literal["center", "squash", "border"]
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -44,6 +45,9 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD  # of images in [0, 1], divided by
     interpolation: Interpolation = "bilinear"
     crop_fraction: float = 0.875  # evaluation: short side resized to size / crop_fraction, then the centre cut out
+    # evaluation: "squash" stretches both sides to size / crop_fraction instead, "border" the long side and pads the
+    # short one with the mean colour; what a wide picture shows at its ends is seen by these two alone
+    crop: CropMode = "center"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +128,9 @@ def cut(picture: np.ndarray | Picture, crop: Crop, size: int, interpolation: Int
 
 
 def evaluation_view(picture: np.ndarray | Picture, preprocessing: Preprocessing) -> Tensor:
-    """The deterministic view: short side to size / crop_fraction, then the centre.
+    """The deterministic view: resized by the crop mode to size / crop_fraction, then the centre.
+
+    The modes are timm's (`center`, `squash` and `border` in its data configuration), pixel for pixel.
 
     Args:
         picture: (H, W, 3) uint8, or one that is decoded here.
@@ -132,15 +138,31 @@ def evaluation_view(picture: np.ndarray | Picture, preprocessing: Preprocessing)
     """
     size = preprocessing.size
     height, width = picture.shape[:2]
-    short = max(size, math.floor(size / preprocessing.crop_fraction))
-    if height <= width:
-        height, width = short, max(short, int(short * width / height))
-    else:
-        height, width = max(short, int(short * height / width)), short
-    pixels, box = _part(picture, Box(0, 0, *picture.shape[:2]), short)
+    height, width = _resized_shape(height, width, preprocessing)
+    pixels, box = _part(picture, Box(0, 0, *picture.shape[:2]), min(height, width))
     resized = _resize(pixels, box, height, width, preprocessing.interpolation)
-    top, left = round((height - size) / 2), round((width - size) / 2)
+    if height < size or width < size:
+        above, left = max(0, size - height) // 2, max(0, size - width) // 2
+        fill = np.array([round(255 * mean) for mean in preprocessing.mean], np.uint8)
+        padded = np.empty((max(size, height), max(size, width), 3), np.uint8)
+        padded[:] = fill
+        padded[above : above + height, left : left + width] = resized
+        resized = padded
+    top, left = (round((side - size) / 2) for side in resized.shape[:2])
     return _tensor(resized[top : top + size, left : left + size])
+
+
+def _resized_shape(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    size = preprocessing.size
+    side = max(size, math.floor(size / preprocessing.crop_fraction))
+    if preprocessing.crop == "squash":
+        return side, side
+    if preprocessing.crop == "border":
+        ratio = max(height, width) / side
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+    if height <= width:
+        return side, max(side, int(side * width / height))
+    return max(side, int(side * height / width)), side
 
 
 class RandomView:

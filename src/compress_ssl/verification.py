@@ -80,15 +80,17 @@ def information(path: Path) -> RichTable:
 def _facts(path: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     origin = manifest["origin"]
     encoder, views, view = origin["encoder"], origin["views"]["count"], origin["views"].get("view")
+    space = encoder.get("space", "own")
     yield "table", str(path)
     yield "encoder", f"{encoder.get('spec', 'unknown')}, weights {encoder.get('weights', 'unknown')[:16]}"
     yield (
         "rows",
         f"{encoder['width']} × {origin['dtype']}"
-        + (", in the teacher's space" if encoder.get("space") == "teacher" else ""),
+        + {"own": "", "teacher": ", in the teacher's space"}.get(space, f", in the space of {space}"),
     )
     seen = encoder["preprocessing"]
-    yield "input", f"{seen['size']} pixels, {seen['interpolation']}, crop fraction {seen['crop_fraction']:g}"
+    crop = {"squash": ", squashed", "border": ", with a border"}.get(seen.get("crop", "center"), "")
+    yield "input", f"{seen['size']} pixels, {seen['interpolation']}, crop fraction {seen['crop_fraction']:g}{crop}"
     yield (
         "views",
         "evaluation"

@@ -1,8 +1,9 @@
 """A weights file -> the state dict of one of our backbones, strictly: every tensor accounted for, nothing executed.
 
-Reads `.safetensors` and whatever `torch.save` wrote, the latter without ever running a pickle's code. Nestings
-(`state_dict`, `model`, `module`) and prefixes (`module.`, `backbone.`, `encoder_q.`, ...) are taken off, a classifier
-is left behind by its name; what then differs from the backbone is refused with the list of differences.
+Reads `.safetensors` and whatever `torch.save` wrote, the latter without ever running a pickle's code: of what training
+scripts save beside the tensors, options and numbers are read as such, anything else is refused. Published layouts are
+known in `formats/`; a file of none of them is a plain state dict, whose usual nestings and prefixes are taken off. What
+then differs from the backbone is refused with the list of differences.
 """
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
@@ -38,14 +44,46 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read the tensors of a weights file onto the CPU, outer nestings taken off, names and dtypes as stored.
+def read_checkpoint(file: Path) -> Any:
+    """A file as it was saved, nesting and all, tensors on the CPU; whatever lies in it, usually a mapping.
 
     Raises: Refusal if the file is missing, damaged, no weights file, or a pickle that would have to run code.
     """
     if not file.is_file():
         raise Refusal(f"expected a weights file, got {str(file)!r}, which is not a file: check the path after the '@'.")
-    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+
+
+def fetch(address: str) -> Path:
+    """The file at an address that the user wrote, in torch.hub's folder; fetched once.
+
+    Its name there begins with a digest of the address: many different files are called checkpoint.pth.
+    Raises: Refusal if it cannot be had.
+    """
+    digest = hashlib.sha256(address.encode()).hexdigest()[:12]
+    file = Path(torch.hub.get_dir()) / "checkpoints" / f"{digest}-{Path(urlsplit(address).path).name or 'weights'}"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(address, str(file), progress=sys.stderr.isatty())
+        except OSError as error:
+            raise Refusal(
+                f"expected to fetch weights from {address}, got {type(error).__name__} ({error}): connect to the "
+                "network, or copy the file here and write its path."
+            ) from error
+    return file
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a plain weights file, names and dtypes as stored; see `read_checkpoint` and `plain_state`."""
+    return plain_state(read_checkpoint(file), source=str(file))
+
+
+def plain_state(content: Any, *, source: str) -> dict[str, Tensor]:
+    """The state dict in a file that is of no published format: outer nestings taken off.
+
+    Raises: Refusal if there is none.
+    """
     while isinstance(content, Mapping):
         inner = next((content[key] for key in NESTINGS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -57,7 +95,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if not tensors:
         found = _some(map(str, content)) if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise Refusal(
-            f"expected a state dict (names and tensors) in {str(file)!r}, got {found}: "
+            f"expected a state dict (names and tensors) in {source!r}, got {found}: "
             "save the model's state_dict() and give that file."
         )
     return tensors
@@ -151,7 +189,8 @@ def _read_torch(file: Path) -> object:
         with warnings.catch_warnings():
             # torch warns about foreign pickle protocols and TorchScript before it refuses them; we say it once
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_harmless()):
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL:? ([\w.]+)", str(error))
         if named is None and not _is_pickle(file):
@@ -169,6 +208,57 @@ def _read_torch(file: Path) -> object:
                 "convert it once with torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
             ) from error
         raise _damaged(file, error) from error
+
+
+class Options:
+    """Stands in for what training scripts save beside the weights: made as an empty dict, whatever it was.
+
+    Allowed by the name of the class that was saved, which is never imported: nothing of it runs.
+    """
+
+    def __new__(cls, *_: object, **__: object) -> Any:
+        return OrderedDict()  # the one kind of mapping, beside dict, that torch lets a pickle fill
+
+
+# classes of options by the names that pickles give them; a file may hold them on a machine that lacks the library
+OPTIONS = (
+    "argparse.Namespace",
+    "collections.defaultdict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.nodes.AnyNode",
+    "typing.Any",
+    "easydict.EasyDict",
+    "pathlib.PosixPath",
+    "pathlib.PurePosixPath",
+    "pathlib.WindowsPath",
+)
+
+
+def _harmless() -> list[Any]:
+    """What a checkpoint may hold beside tensors: plain containers, numpy's numbers, and options by name."""
+    scalar: Any = np.float64(0).__reduce__()[0]
+    made: Any = np.zeros(1).__reduce__()[0]
+    types = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")}
+    numbers = [
+        (one, f"numpy.{package}.multiarray.{name}")
+        for package in ("core", "_core")
+        for one, name in ((scalar, "scalar"), (made, "_reconstruct"))
+    ]
+    plain = [
+        (kind, f"{module}.{kind.__name__}")
+        for kind in (dict, list, set, tuple, int, float, bool, str)
+        for module in ("builtins", "__builtin__")
+    ]
+    options = [(type(name.rpartition(".")[2], (Options,), {}), name) for name in OPTIONS]
+    return [np.ndarray, np.dtype, *types, *numbers, *plain, *options]
 
 
 def _is_pickle(file: Path) -> bool:

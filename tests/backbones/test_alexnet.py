@@ -28,3 +28,25 @@ def test_the_embedding_is_f7_after_its_relu_and_without_dropout() -> None:
 def test_it_has_alexnets_parameters_without_the_classifiers() -> None:
     """Otherwise the compression that a report states would be wrong: 61,100,840 less 1000 × 4097."""
     assert sum(parameter.numel() for parameter in build("alexnet").parameters()) == 61_100_840 - 1000 * 4097
+
+
+def test_the_layers_are_the_maps_after_each_relu_and_end_in_the_embedding() -> None:
+    """Otherwise the paper's table by layer would score another layer, or a pooled one."""
+    torch.manual_seed(2)
+    backbone = build("alexnet").eval()
+    images = torch.randn(2, 3, 127, 131)
+    with torch.no_grad():
+        found = backbone.layers(images)
+        maps, expected = images, []
+        for place, part in enumerate(backbone.features):
+            if not isinstance(part, torch.nn.ReLU):
+                maps = part(maps)
+            else:
+                maps = functional.relu(maps)
+                expected.append((place, maps))
+        assert [place for place, _ in expected] == [1, 4, 7, 9, 11]
+        for name, (_, original) in zip(("c1", "c2", "c3", "c4", "c5"), expected, strict=True):
+            assert torch.equal(found[name], original), name
+        assert list(found) == ["c1", "c2", "c3", "c4", "c5", "f6", "f7"]
+        assert torch.equal(found["f7"], backbone(images))
+        assert torch.equal(found["f7"], functional.relu(backbone.classifier[4](found["f6"])))

@@ -39,6 +39,75 @@ def test_the_input_is_the_one_of_the_tag() -> None:
     assert (vit.size, vit.mean, vit.std) == (224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
+def test_the_crop_mode_is_the_one_of_the_tag() -> None:
+    """Otherwise a model that was made for squashed pictures would be shown their middle."""
+    squashed = from_timm.build("convnext_tiny.in12k_ft_in1k_384", weights="random").preprocessing
+    assert (squashed.crop, squashed.crop_fraction) == ("squash", 1.0)
+    assert from_timm.build("resnet10t", weights="random").preprocessing.crop == "center"
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding", "width"),
+    [
+        ("resnet10t", "pooled", 512),
+        ("vit_tiny_patch16_224", "cls", 192),
+        ("test_vit2", "mean", 64),
+        ("vit_base_patch32_siglip_256", "attention", 768),
+        ("vit_base_patch32_clip_224.openai", "projected", 512),
+        ("vit_base_patch32_clip_224.laion2b_ft_in1k", "cls", 768),
+        ("resnet50_clip.openai", "projected", 1024),
+        ("resnet50_clip_gap.openai", "pooled", 2048),
+        ("convnext_base.clip_laion2b", "projected", 640),
+        ("convnext_base.fb_in1k", "pooled", 1024),
+        ("vit_tiny_patch16_dinov3_qkvb", "cls", 192),
+        ("eva02_base_patch16_clip_224", "projected", 512),
+        ("fastvit_mci0", "projected", 512),
+    ],
+)
+def test_the_embedding_is_called_by_its_name(name: str, embedding: str, width: int) -> None:
+    """Otherwise CLIP would lose its projection like a classifier, or a fine-tuned classifier pass for one."""
+    with torch.device("meta"):
+        backbone = from_timm.build(name, weights="random")
+    assert (backbone.embedding, backbone.width) == (embedding, width)
+
+
+def test_every_last_layer_that_is_kept_is_a_projection() -> None:
+    """Otherwise a classifier of as many classes as a projection is wide would be kept, and called a shared space."""
+    kept = {
+        name
+        for name in timm.list_models(pretrained=True)
+        if timm.get_pretrained_cfg(name).num_classes in from_timm.PROJECTIONS
+    }
+    assert len(kept) > 90
+    trained_with_text = ("clip", "openai", "cc12m", "yfcc15m", "laion", "datacomp", "dfn", "metaclip", "_pe_")
+    assert not [name for name in kept if not any(word in name for word in trained_with_text)]
+
+
+def test_dinov3_gives_its_class_token() -> None:
+    """Otherwise its neighbours would be those of the patches' mean, which timm gives and nobody published."""
+    backbone = from_timm.build("vit_tiny_patch16_dinov3_qkvb", weights="random", size=32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(backbone(images), backbone.forward_features(images)[:, 0])
+
+
+def test_what_only_a_checkpoint_knows_can_be_asked_for() -> None:
+    """Otherwise MoCo v3's twelve heads, or a projection of one's own width, could not be built from a saved run."""
+    assert from_timm.build("test_vit", weights="random", heads=4).blocks[0].attn.num_heads == 4
+    assert from_timm.build("test_convnext", weights="random", projection=33)(torch.randn(1, 3, 64, 64)).shape == (1, 33)
+    assert from_timm.build("test_vit", weights="random", pooling="avg").embedding == "mean"
+    with pytest.raises(Refusal, match="rotary positions, got VisionTransformer"):
+        from_timm.build("test_vit", weights="random", periods="bfloat16")
+
+
+def test_rounded_periods_stay_rounded_in_half_precision() -> None:
+    """Otherwise a DINOv3 teacher in bfloat16 would quietly compute with other periods than in float32."""
+    backbone = from_timm.build("vit_tiny_patch16_dinov3_qkvb", weights="random", periods="bfloat16")
+    periods = backbone.rope.periods.clone()
+    assert torch.equal(periods, periods.bfloat16().float())
+    assert torch.equal(backbone.bfloat16().rope.periods.float(), periods)
+
+
 def test_a_vision_transformer_is_built_for_the_asked_size() -> None:
     """Otherwise small images would be blown up to 224 pixels and cost fifty times as much."""
     small = from_timm.build("vit_tiny_patch16_224", weights="random", size=48)

@@ -56,7 +56,9 @@ def build(name: str, *, weights: Literal["pretrained", "random"], size: int | No
         model.transform_input, model.aux_logits, model.AuxLogits = False, False, None
         preprocessing = dataclasses.replace(preprocessing, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     head, width = _cut_classifier(model)
-    publish(model, width=width, preprocessing=preprocessing, head=(head, "aux1", "aux2", "AuxLogits"))
+    embedding = _embedding(model)
+    heads = (head, "aux1", "aux2", "AuxLogits")
+    publish(model, width=width, preprocessing=preprocessing, head=heads, embedding=embedding)
     if size is not None and preprocessing.size != size:
         resize(model, size)
     return model
@@ -107,6 +109,12 @@ def _cut_classifier(model: nn.Module) -> tuple[str, int]:
         ):
             parent.dropout = nn.Identity()
     return name, last.in_features
+
+
+def _embedding(model: nn.Module) -> str:
+    if isinstance(model, models.VisionTransformer):
+        return "cls"
+    return "fc7" if isinstance(model, (models.AlexNet, models.VGG)) else "pooled"
 
 
 def _preprocessing(published: Any) -> Preprocessing:

@@ -2,9 +2,11 @@
 
 Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016 (blocks, ImageNet stages); the stem is the
 one in common use for CIFAR (SimCLR, Chen et al., ICML 2020, Sec. B.9).
-Names: `resnetDD_small` with DD in 10, 18, 34, and `resnetDD_small_wWW` for another width of the first stage; the width
-doubles with each of the four stages, so the embedding has 8·WW numbers (512 at the default 64). `_s2` at the end gives
-the stem a stride of 2: a quarter of the multiply-adds, for training on a CPU.
+Names: `resnetDD_small` with DD in 10, 18, 34, 50, 101, and `resnetDD_small_wWW` for another width of the first stage.
+The width doubles with each of the four stages, so the embedding has 8·WW numbers (512 at the default 64), from 50 on
+32·WW.
+`_s2` at the end gives the stem a stride of 2: a quarter of the multiply-adds, for training on a CPU, or for 64 pixels.
+`_p2` pads the stem by two pixels instead of one, as solo-learn's ResNets for CIFAR do.
 """
 
 from __future__ import annotations
@@ -12,47 +14,57 @@ from __future__ import annotations
 import re
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from compress_ssl.backbones import publish
 from compress_ssl.transforms import Preprocessing
 
-BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 PREPROCESSING = Preprocessing(size=32, crop_fraction=1.0)  # ImageNet's mean and std
-PATTERN = re.compile(r"resnet(10|18|34)_small(?:_w([1-9]\d*))?(_s2)?")
+PATTERN = re.compile(r"resnet(10|18|34|50|101)_small(?:_w([1-9]\d*))?(_s2)?(_p2)?")
 
 
 def names() -> list[str]:
-    return [f"resnet{depth}_small{width}" for depth in BLOCKS for width in ("", "_w8", "_w16", "_w32")]
+    small = [f"resnet{depth}_small{width}" for depth in (10, 18, 34) for width in ("", "_w8", "_w16", "_w32")]
+    return [*small, "resnet50_small"]
 
 
 def build(name: str) -> nn.Module | None:
     found = PATTERN.fullmatch(name)
     if found is None:
         return None
-    width = int(found[2] or 64)
-    return publish(
-        SmallResNet(BLOCKS[int(found[1])], width, stem_stride=2 if found[3] else 1),
-        width=8 * width,
-        preprocessing=PREPROCESSING,
+    depth, width = int(found[1]), int(found[2] or 64)
+    block = Bottleneck if depth >= 50 else BasicBlock
+    model = SmallResNet(
+        BLOCKS[depth], width, stem_stride=2 if found[3] else 1, stem_padding=2 if found[4] else 1, block=block
     )
+    return publish(model, width=8 * width * block.expansion, preprocessing=PREPROCESSING)
 
 
 class SmallResNet(nn.Module):
-    """Images (B, 3, H, W) -> (B, 8 · first_width): mean over positions after the last stage.
+    """Images (B, 3, H, W) -> (B, 8 · first_width · block.expansion): mean over positions after the last stage.
 
     Submodules are named as in torchvision's ResNet. Weights start as torchvision's: Kaiming normal over the fan-out.
     """
 
-    def __init__(self, blocks: tuple[int, int, int, int], first_width: int, *, stem_stride: int = 1) -> None:
+    def __init__(
+        self,
+        blocks: tuple[int, int, int, int],
+        first_width: int,
+        *,
+        stem_stride: int = 1,
+        stem_padding: int = 1,
+        block: type[BasicBlock] | type[Bottleneck] = BasicBlock,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, first_width, kernel_size=3, stride=stem_stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(3, first_width, kernel_size=3, stride=stem_stride, padding=stem_padding, bias=False)
         self.bn1 = nn.BatchNorm2d(first_width)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _stage(first_width, first_width, blocks[0], stride=1)
-        self.layer2 = _stage(first_width, 2 * first_width, blocks[1], stride=2)
-        self.layer3 = _stage(2 * first_width, 4 * first_width, blocks[2], stride=2)
-        self.layer4 = _stage(4 * first_width, 8 * first_width, blocks[3], stride=2)
+        wide = first_width * block.expansion
+        self.layer1 = _stage(block, first_width, first_width, blocks[0], stride=1)
+        self.layer2 = _stage(block, wide, 2 * first_width, blocks[1], stride=2)
+        self.layer3 = _stage(block, 2 * wide, 4 * first_width, blocks[2], stride=2)
+        self.layer4 = _stage(block, 4 * wide, 8 * first_width, blocks[3], stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -64,11 +76,14 @@ class SmallResNet(nn.Module):
         return self.avgpool(maps).flatten(1)
 
 
-def _stage(before: int, width: int, blocks: int, *, stride: int) -> nn.Sequential:
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck], before: int, width: int, blocks: int, *, stride: int
+) -> nn.Sequential:
     shortcut = None
-    if stride != 1 or before != width:
+    after = width * block.expansion
+    if stride != 1 or before != after:
         shortcut = nn.Sequential(
-            nn.Conv2d(before, width, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(width)
+            nn.Conv2d(before, after, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(after)
         )
-    first = BasicBlock(before, width, stride=stride, downsample=shortcut)
-    return nn.Sequential(first, *(BasicBlock(width, width) for _ in range(blocks - 1)))
+    first = block(before, width, stride=stride, downsample=shortcut)
+    return nn.Sequential(first, *(block(after, width) for _ in range(blocks - 1)))
