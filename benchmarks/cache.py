@@ -147,7 +147,7 @@ def steps(table: Table, count: int, student: str) -> dict[str, list[float]]:
         find = objectives.find("compress_2q")
         objective = find.Objective(find.Config(bank_size=4096), width=encoder.width, target_width=WIDTH,
                                    images=len(teacher._ids), device=torch.device("cpu"), seed=0)  # fmt: skip
-        whole = Student(encoder, objective.projector_width).train().to(memory_format=torch.channels_last)
+        whole = Student(encoder).train().to(memory_format=torch.channels_last)
         optimizer = optim.optimizer(whole.parameters(), optim.OptimizerConfig(learning_rate=0.01))
         made[name] = Step(fabric, teacher, whole, Momentum(whole, objective.momentum), objective, optimizer)
     images = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)

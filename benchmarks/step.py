@@ -140,7 +140,7 @@ class Ours:
             images=options.bank_size,
             device=device,
         )
-        student = Student(encoder, objective.projector_width).train().to(device).to(memory_format=torch.channels_last)
+        student = Student(encoder).train().to(device).to(memory_format=torch.channels_last)
         optimizer = optim.optimizer(student.parameters(), OptimizerConfig())
         self.teacher, self.waits = teacher, Waits(device)
         self.step = Step(fabric, teacher, student, Momentum(student, momentum), objective, optimizer)
@@ -159,7 +159,7 @@ class Ours:
 def student_alone(options: argparse.Namespace, fabric: Any, batch: Batch) -> Callable[[], None]:
     """Forward and backward of the student in our layout and precision: below it no step can go."""
     encoder = open_encoder(f"torchvision/{options.student}@random", weights="random", size=options.size).train()
-    student = Student(encoder, None).to(fabric.device).to(memory_format=torch.channels_last)
+    student = Student(encoder).to(fabric.device).to(memory_format=torch.channels_last)
 
     batch = batch.to(fabric.device)
 

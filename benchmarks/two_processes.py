@@ -64,7 +64,7 @@ def work(options: argparse.Namespace) -> None:
         target_width=teacher.width,
         images=options.bank_size,
     )
-    student = Student(encoder, objective.projector_width).train().to(memory_format=torch.channels_last)
+    student = Student(encoder).train().to(memory_format=torch.channels_last)
     optimizer = optim.optimizer(student.parameters(), OptimizerConfig())
     step = Step(fabric, teacher, student, Momentum(student, objective.momentum), objective, optimizer)
     shape = (options.batch_size, 3, options.size, options.size)

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from compress_ssl import checkpoint, cli, colour, datasets, distill, embed, time_budget, training
 from compress_ssl.datasets import Splits
-from compress_ssl.distill import Config, Scorer
+from compress_ssl.distill import Config
 from compress_ssl.encoder import Encoder, open_encoder, save_encoder
+from compress_ssl.evaluations import neighbour_overlap
 from compress_ssl.hardware import HardwareConfig
 from compress_ssl.loader import Batch, TrainLoader
 from compress_ssl.momentum import Momentum
@@ -35,6 +36,7 @@ from compress_ssl.objectives import compress_1q, compress_2q
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
+from compress_ssl.scorer import Scorer, best_epoch
 from compress_ssl.stored_teacher import StoredConfig
 from compress_ssl.student import Student
 from compress_ssl.table import Table
@@ -650,8 +652,8 @@ def test_held_out_images_are_never_trained_on(config: Config, monkeypatch: pytes
     watched: list[set[str]] = []
     prepare = Scorer.__init__
 
-    def keep(self: Scorer, *given: Any) -> None:
-        prepare(self, *given)
+    def keep(self: Scorer, *given: Any, **named: Any) -> None:
+        prepare(self, *given, **named)
         watched.extend(set(images.ids) for images in self.watched)
 
     monkeypatch.setattr(LiveTeacher, "__call__", watch)
@@ -681,9 +683,7 @@ def test_the_best_student_is_kept_not_the_last(config: Config) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scorer, "__call__", remember)
-        patch.setattr(
-            distill.neighbour_overlap, "evaluate", lambda *_: {"neighbour_overlap_10": next(overlaps, None) or 0.1}
-        )
+        patch.setattr(neighbour_overlap, "evaluate", lambda *_: {"neighbour_overlap_10": next(overlaps, None) or 0.1})
         distill.run(config)
     assert [line["neighbour_overlap_10"] for line in lines(config.out, "validation")] == [0.2, 0.7, 0.7, 0.4]
     saved = student(config.out)["model.safetensors"]
@@ -1095,11 +1095,11 @@ def test_the_kept_student_is_told_and_an_untrained_one_is_no_secret(tmp_path: Pa
     folder = RunFolder(tmp_path)
     for step, overlap in ((0, 0.2), (5, 0.3), (10, 0.3), (15, 0.1)):
         folder.log("validation", step=step, epoch=step / 5, neighbour_overlap_10=overlap)
-    assert distill.best_epoch(folder) == "kept: the student of epoch 1 of 3"
+    assert best_epoch(folder) == "kept: the student of epoch 1 of 3"
     (tmp_path / "metrics.jsonl").unlink()
     for step, overlap in ((0, 0.2), (5, 0.2)):
         folder.log("validation", step=step, epoch=step / 5, neighbour_overlap_10=overlap)
-    assert distill.best_epoch(folder).startswith("kept: the student of epoch 0 of 1, which is untrained")
+    assert best_epoch(folder).startswith("kept: the student of epoch 0 of 1, which is untrained")
 
 
 def test_resuming_refuses_another_configuration_and_takes_the_folder_by_any_name(

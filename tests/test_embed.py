@@ -21,9 +21,10 @@ from torch import nn
 from compress_ssl import datasets, embed
 from compress_ssl.cli import main
 from compress_ssl.encoder import open_encoder, save_encoder
+from compress_ssl.projector import About, Shape
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import write_atomically
-from compress_ssl.student import Student, load_projector, save_student
+from compress_ssl.student import Student, save_student
 from compress_ssl.table import MANIFEST, Table, command
 from compress_ssl.table_writer import TableWriter
 from compress_ssl.transforms import Crop, EvaluationView, Sample, TrainView, cut, draw_crop, evaluation_view
@@ -329,7 +330,9 @@ def test_another_origin_is_refused_by_name(encoder, tmp_path, change):
         options, field = {"views": 1, "view": TrainView(flip=0.0)}, r"views\.view\.flip: 0\.5 → 0\.0"
     else:
         other, field = tmp_path / "student", r"encoder\.space: own → teacher"
-        save_student(Student(open_encoder(str(encoder), weights="random"), 11), other / "student")
+        opened = open_encoder(str(encoder), weights="random")
+        into = About(Shape((opened.width, 11)), "teacher")
+        save_student(Student(opened, into.shape.build()), other / "student", [into])
         options = {"views": 1, "space": "teacher"}
     with pytest.raises(Refusal, match=field):
         embed.run(config(other, data, tmp_path / "table", **options))
@@ -522,8 +525,10 @@ def test_rows_in_the_teachers_space_go_through_the_projector(encoder, tmp_path):
     """Queries of a 1q student would be looked for in the wrong space of the teacher's index."""
     data = photos(tmp_path / "photos", 23)
     torch.manual_seed(3)
-    student = Student(open_encoder(str(encoder), weights="random"), 11).eval()
-    save_student(student, tmp_path / "run" / "student")
+    opened = open_encoder(str(encoder), weights="random")
+    into = About(Shape((opened.width, 11)), "teacher")
+    student = Student(opened, into.shape.build()).eval()
+    save_student(student, tmp_path / "run" / "student", [into])
     embed.run(config(tmp_path / "run", data, tmp_path / "table", space="teacher", dtype="float32"))
     table, images = Table(tmp_path / "table"), datasets.open_splits(str(data)).test
     assert table.width == 11
@@ -531,7 +536,6 @@ def test_rows_in_the_teachers_space_go_through_the_projector(encoder, tmp_path):
     with torch.no_grad():
         expected = student(torch.stack(views)).numpy()
     np.testing.assert_allclose(table.embeddings("test").rows, expected, atol=1e-6)
-    assert load_projector(tmp_path / "run" / "student") is not None
 
 
 def test_without_a_projector_there_is_no_teachers_space(encoder, tmp_path):

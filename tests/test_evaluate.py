@@ -18,6 +18,7 @@ from compress_ssl.evaluate import Protocols
 from compress_ssl.evaluations import linear_probe
 from compress_ssl.hardware import HardwareConfig
 from compress_ssl.objectives import regression
+from compress_ssl.projector import About, Shape
 from compress_ssl.refusal import Refusal
 from compress_ssl.student import Student, save_student
 from compress_ssl.training import TrainingConfig
@@ -39,8 +40,9 @@ def models(tmp_path_factory) -> Path:
     torch.manual_seed(5)
     save_encoder(open_encoder(TEACHER, weights="random", size=8), folder / "teacher" / "student")
     student = open_encoder(STUDENT, weights="random", size=8)
-    save_student(Student(student, 128), folder / "student" / "student")
-    save_student(Student(student, None), folder / "plain" / "student")
+    into = About(Shape((64, 128)), "teacher")
+    save_student(Student(student, into.shape.build()), folder / "student" / "student", [into])
+    save_student(Student(student), folder / "plain" / "student")
     return folder
 
 

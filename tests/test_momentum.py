@@ -28,7 +28,7 @@ class TinyEncoder(nn.Module):
 
 def make_student() -> Student:
     torch.manual_seed(3)
-    return Student(TinyEncoder(), None).train()  # type: ignore[arg-type]
+    return Student(TinyEncoder()).train()  # type: ignore[arg-type]
 
 
 def pictures(seed: int = 0) -> Tensor:

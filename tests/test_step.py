@@ -22,6 +22,7 @@ from compress_ssl.encoder import open_encoder
 from compress_ssl.loader import Batch
 from compress_ssl.momentum import Momentum
 from compress_ssl.optim import OptimizerConfig
+from compress_ssl.projector import ProjectorConfig, shape
 from compress_ssl.student import Student
 from compress_ssl.teacher import LiveTeacher
 from compress_ssl.waits import Waits
@@ -86,7 +87,8 @@ def make_step(device: torch.device, objective: str, accumulate: int) -> tuple[St
     made = module.Objective(
         module.Config(bank_size=7), width=encoder.width, target_width=live.width, images=11, device=device
     )
-    student = Student(encoder, made.projector_width).train().to(device)
+    ends = shape(ProjectorConfig(), width=encoder.width, target_width=live.width, space=made.space)
+    student = Student(encoder, ends.build()).train().to(device)
     optimizer = optim.optimizer(student.parameters(), OptimizerConfig())
     step = Step(Alone(device), live, student, Momentum(student, made.momentum), made, optimizer, accumulate=accumulate)  # type: ignore[arg-type]
     return step, live

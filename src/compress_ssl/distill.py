@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +17,49 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
-from compress_ssl import colour, compilation, datasets, evaluations, objectives, optim
-from compress_ssl.calibration import calibrate, perplexity_share
+from compress_ssl import colour, compilation, datasets, objectives, optim
 from compress_ssl.datasets import ImageSet, Splits
 from compress_ssl.device import refuse_unsafe
-from compress_ssl.embed import embed
 from compress_ssl.encoder import Encoder, open_encoder
-from compress_ssl.evaluate import Protocols, describe, result_table, score, side_by_side, write_results
-from compress_ssl.evaluations import Embedded, nearest_neighbour, neighbour_overlap
 from compress_ssl.hardware import HardwareConfig, launch
-from compress_ssl.loader import Batch, Skipped, TrainLoader, refuse_skipped
+from compress_ssl.loader import Batch, TrainLoader, refuse_skipped
 from compress_ssl.momentum import Momentum
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
 from compress_ssl.processes import everywhere, on_first, on_this_machine
+from compress_ssl.projector import About, ProjectorConfig, shape
 from compress_ssl.run_folder import RunFolder
+from compress_ssl.scorer import Scorer, judged_by, settle_temperatures, temperatures_told
 from compress_ssl.settings import Flat
 from compress_ssl.stored import refuse_too_large
 from compress_ssl.stored_teacher import StoredConfig
-from compress_ssl.student import Student, save_student
-from compress_ssl.teacher import LiveTeacher, Teacher, open_teacher
+from compress_ssl.student import Student
+from compress_ssl.teacher import Teacher
+from compress_ssl.teachers import Teachers, open_teachers, teacher_specs
 from compress_ssl.training import Training, TrainingConfig, step_seed
-from compress_ssl.transforms import EvaluationView, TrainView
+from compress_ssl.transforms import TrainView
 from compress_ssl.waits import Waits
+from compress_ssl.weighted import Weighted, weight_shares
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Train a small encoder to keep a big one's neighbourhoods."""
 
-    teacher: str  # a run folder, timm/NAME, torchvision/NAME, …@weights, a folder that `embed` wrote, file of vectors
+    # one or several: a run folder, timm/NAME, torchvision/NAME, …@weights, a folder that `embed` wrote, file of vectors
+    teacher: str | tuple[str, ...]
     student: str = "timm/resnet18"  # timm/NAME, torchvision/NAME, a run folder; random weights unless it has @weights
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …; labels are never trained on
     out: Path  # the run folder
     # compress_1q, compress_2q or regression; --objective NAME --help lists what else each takes
     objective: Any = field(default_factory=lambda: objectives.find("compress_2q").Config())
+    teacher_weights: tuple[float, ...] = ()  # what each teacher's loss counts, divided by their sum; none: all alike
+    projector: ProjectorConfig = ProjectorConfig()  # between the student's features and what is compared
     ids: Path | None = None  # text file with the image ids of a .npy of vectors given as --teacher, one a line
     stored: StoredConfig = StoredConfig()  # how a teacher known by its stored embeddings is used
     view: TrainView = TrainView()  # random crop and flip of the images; teacher and student see the same pixels
     student_colour: colour.Config = colour.OFF  # random change of colours that the student sees, never the teacher; off
-    teacher_size: int | None = None  # pixels of the teacher's input; None: its own
-    student_size: int | None = None  # pixels of the student's input; None: the teacher's, where it has one
+    teacher_size: int | None = None  # pixels of every teacher's input; None: its own
+    student_size: int | None = None  # pixels of the student's input; None: the (first) teacher's, where it has one
     training: Flat[TrainingConfig] = TrainingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -71,16 +74,18 @@ class Config:
 def run(config: Config) -> Path:
     """Train, score and return the run folder."""
     console = Console(stderr=True)
+    specs = teacher_specs(config.teacher)
+    shares = weight_shares(config.teacher_weights, teachers=len(specs))
     if not config.resume:
         colour.refuse_idle(config.student_colour, "--student-colour")
     whole, images, watched = _split(config)
     fabric = launch(config.hardware, config.training.seed)
     run = on_first(fabric, lambda: RunFolder.open(config.out, config, resume=config.resume))
     if config.stored.in_memory:
-        on_first(fabric, lambda: refuse_too_large(config.teacher, processes=on_this_machine(fabric)))
+        on_first(fabric, lambda: refuse_too_large(*specs, processes=on_this_machine(fabric)))
 
-    teacher = open_teacher(
-        config.teacher,
+    teachers = open_teachers(
+        specs,
         images,
         size=config.teacher_size,
         device=fabric.device,
@@ -92,35 +97,19 @@ def run(config: Config) -> Path:
         whole=whole,
         unusual=config.unusual,
     )
-    identity = fabric.broadcast(on_first(fabric, teacher.identity))  # a file of vectors is read whole for it: once
+    identity = fabric.broadcast(on_first(fabric, teachers.identity))  # a file of vectors is read whole for it: once
     assert identity is not None
-    size = config.student_size or (None if teacher.preprocessing is None else teacher.preprocessing.size)
-    encoder = open_encoder(config.student, weights="random", size=size).train()
-    view = teacher.view(config.view, encoder.preprocessing.size)
-    objective = objectives.find(config.objective.name).Objective(
-        config.objective,
-        width=encoder.width,
-        target_width=teacher.width,
-        images=len(images),
-        device=fabric.device,
-        seed=config.training.seed,
-        group=torch.distributed.group.WORLD if fabric.world_size > 1 else None,
-    )
-    if objective.stored_anchors:
-        for index, target in teacher.stored():
-            objective.fill(target.to(fabric.device), index.to(fabric.device))
-    judge = on_first(fabric, lambda: judged_by(teacher, watched))
-    automatic = objective.temperature == "auto"
-    if automatic:
-        found = on_first(fabric, lambda: calibrated(judge, config.objective.perplexity))
-        objective.temperature = float(fabric.broadcast(found or 0.0))
-    student = (
-        Student(encoder, objective.projector_width).train().to(fabric.device).to(memory_format=torch.channels_last)
-    )
+    encoder = open_encoder(config.student, weights="random", size=config.student_size or teachers.input_size).train()
+    view = teachers.view(config.view, encoder.preprocessing.size)
+    objective, projected = _objective(config, encoder, teachers, shares, len(images), fabric)
+    judges = on_first(fabric, lambda: judged_by(teachers, watched))
+    automatic = settle_temperatures(objective, judges, fabric)
+    projectors = [about.shape.build() for about in projected]
+    student = Student(encoder, *projectors).train().to(fabric.device).to(memory_format=torch.channels_last)
     refuse_unsafe(student, fabric.device)
     momentum = Momentum(student, objective.momentum)
     optimizer = optim.optimizer(student.parameters(), config.optimizer)
-    step = Step(fabric, teacher, student, momentum, objective, optimizer, accumulate=config.training.accumulate)
+    step = Step(fabric, teachers, student, momentum, objective, optimizer, accumulate=config.training.accumulate)
     loader = TrainLoader(
         images,
         view,
@@ -130,13 +119,25 @@ def run(config: Config) -> Path:
         rank=fabric.global_rank,
         ranks=fabric.world_size,
         pin_memory=fabric.device.type == "cuda",
-        announce=teacher.announce,
+        announce=teachers.announce,
     )
 
     def make_scorer() -> Scorer:
         assert run is not None
-        assert judge is not None
-        return Scorer(config, student, teacher, judge, objective, watched, run, console)
+        assert judges is not None
+        return Scorer(
+            student,
+            teachers,
+            judges,
+            objective,
+            projected,
+            data=config.data,
+            splits=watched,
+            folder=run,
+            on_skip=refuse_skipped if config.strict else lambda skipped: run.skip(*skipped),
+            workers=config.hardware.workers,
+            console=console,
+        )
 
     scorer = on_first(fabric, make_scorer)
     training = Training(
@@ -151,17 +152,14 @@ def run(config: Config) -> Path:
         strict=config.strict,
         console=console,
         inputs={"data": images.fingerprint(), **identity},
-        prepare=teacher.prepare,
-        settle=teacher.settle,
+        prepare=teachers.prepare,
+        settle=teachers.settle,
     )
     if config.resume:
         training.resume(config.out)
-    if judge is not None and automatic:  # a resumed run keeps the one it started with
-        share = perplexity_share(
-            *map(torch.from_numpy, (judge.test.rows, judge.train.rows)), temperature=objective.temperature
-        )
-        told = f"perplexity {share * objective.bank.size:.0f} among {objective.bank.size} anchors ({share:.1%})"
-        console.print(f"temperature {objective.temperature:g}: {told}", highlight=False)
+    if judges is not None and automatic:  # a resumed run keeps those it started with
+        for told in temperatures_told(objective, judges, teachers.names):
+            console.print(told, highlight=False)
     count = config.training.batch_size // fabric.world_size // config.training.accumulate
     rehearsal = functools.partial(step.rehearsal, (count, 3, view.size, view.size))
     compilation.decide(config.hardware.compile, training, step.modules(), rehearsal, console=console)
@@ -177,6 +175,7 @@ class Step:
     """One step of the loop: a batch -> its loss, everything moved on by it. Nothing in it waits for the device.
 
     Args:
+        teachers: of several, targets stand side by side, and the student's queries and keys as well.
         student: on its device; wrapped here for several processes and the configured precision.
         optimizer: over the student's parameters.
         accumulate: parts that a batch is computed in.
@@ -185,7 +184,7 @@ class Step:
     def __init__(
         self,
         fabric: Fabric,
-        teacher: Teacher,
+        teachers: Teachers | Teacher,
         student: Student,
         momentum: Momentum,
         objective: Any,
@@ -193,7 +192,7 @@ class Step:
         *,
         accumulate: int = 1,
     ):
-        self.fabric, self.teacher, self.student, self.momentum = fabric, teacher, student, momentum
+        self.fabric, self.teachers, self.student, self.momentum = fabric, teachers, student, momentum
         self.objective, self.accumulate = objective, accumulate
         self.wrapped, self.optimizer = fabric.setup(student, optimizer)
 
@@ -207,7 +206,7 @@ class Step:
         self.optimizer.zero_grad()
         for part, last in batch.parts(self.accumulate):
             with self.fabric.autocast():
-                target = self.teacher(part)  # (b, D_t)  frozen; a live encoder or stored embeddings, same call
+                target = self.teachers(part)  # (b, D_t)  frozen; live or stored, one or several: the same call
             waits.lap("teacher")
             images, first, done = part.images, done, done + len(part.index)
             if change is not None:
@@ -237,7 +236,7 @@ class Step:
     def modules(self) -> list[nn.Module]:
         """What computes embeddings in a step: what torch.compile may make quicker."""
         slow = [] if self.momentum.slow is None else [self.momentum.slow]
-        return [self.student, *slow, *self.teacher.modules()]
+        return [self.student, *slow, *self.teachers.modules()]
 
     def rehearsal(self, shape: tuple[int, ...]) -> Callable[[], None]:
         """The embeddings and the gradient of a step, of random pixels; only gradients and running statistics change."""
@@ -264,118 +263,30 @@ def changed_colours(config: Config, fabric: Fabric, step: int) -> colour.Change 
     return drawn.part(fabric.global_rank * share, (fabric.global_rank + 1) * share)
 
 
-def judged_by(teacher: Teacher, watched: Splits) -> Embedded:
-    """The teacher's rows of gallery and held-out images: what students are scored against, and its neighbourhoods."""
-    assert watched.test is not None
-    return Embedded(train=teacher.embeddings(watched.train), test=teacher.embeddings(watched.test))
-
-
-def calibrated(judge: Embedded | None, share: float) -> float:
-    """The temperature that gives the teacher's held-out rows that share of the gallery as neighbours."""
-    assert judge is not None
-    return calibrate(torch.from_numpy(judge.test.rows), torch.from_numpy(judge.train.rows), share=share).temperature
-
-
-def best_epoch(folder: RunFolder) -> str:
-    """Which student was kept, for whoever believes that it is the last one."""
-    scored = [line for line in folder.metrics() if line["kind"] == "validation"]
-    best = max(scored, key=lambda line: line["neighbour_overlap_10"])  # of equal ones the first, as it is kept
-    told = f"kept: the student of epoch {best['epoch']:.3g} of {scored[-1]['epoch']:.3g}"
-    if not best["step"]:
-        told += ", which is untrained: none after it kept more neighbours; train longer, or change the learning rate"
-    return told
-
-
-class Scorer:
-    """Scores the student on held-out images, without labels, and keeps the best one in the run folder."""
-
-    def __init__(
-        self,
-        config: Config,
-        student: Student,
-        teacher: Teacher,
-        judge: Embedded,
-        objective: Any,
-        splits: Splits,
-        folder: RunFolder,
-        console: Console,
-    ):
-        self.config, self.student, self.folder, self.console, self.splits = config, student, folder, console, splits
-        self.device = next(student.parameters()).device
-        assert splits.test is not None
-        self.watched = (splits.train, splits.test)
-        self.teacher = replace(judge, teacher=judge)
-        self.teacher_model, self.objective = teacher, objective
-
-    def __call__(self, training: Training) -> dict[str, float]:
-        """Scores of the student as it is; writes it to student/ if it keeps more neighbours than any before."""
-        embedded = self._embed(self.student.encoder)
-        scores = neighbour_overlap.evaluate(embedded, neighbour_overlap.Config())
-        if embedded.labelled:
-            for prefix, model in (("", embedded), ("teacher_", self.teacher)):
-                found = nearest_neighbour.evaluate(model, nearest_neighbour.Config())
-                scores[f"{prefix}nearest_neighbour"] = found["nearest_neighbour"]
-        if scores["neighbour_overlap_10"] > training.best:
-            training.best = scores["neighbour_overlap_10"]
-            save_student(self.student, self.folder.path / "student")
-        return scores
-
-    def finish(self) -> None:
-        """Score the best student and its teacher on the held-out images once more, for results.json."""
-        best = open_encoder(str(self.folder.path), weights="random")
-        best = best.to(self.device).to(memory_format=torch.channels_last)
-        embedded = self._embed(best)
-        models = {"teacher": self.teacher, "student": embedded}
-        about = {
-            "teacher": {"spec": self.config.teacher, "width": self.teacher.train.rows.shape[1]},
-            "student": {
-                "spec": str(self.folder.path),
-                "temperature": self.objective.temperature,  # the number, also where config.yaml says auto
-                **describe(best, self.device),
-            },
-        }
-        if isinstance(self.teacher_model, LiveTeacher):
-            about["teacher"] |= describe(self.teacher_model.encoder, self.device)
-        chosen = {
-            name: evaluations.find(name) for name in ("nearest_neighbour", "neighbour_overlap", "cluster_alignment")
-        }
-        scores = {name: score(embedded, chosen, Protocols()) for name, embedded in models.items()}
-        write_results(self.folder, data=self.config.data, models=models, scores=scores, about=about, splits=self.splits)
-        self.console.print(result_table(scores, about))
-        self.console.print(best_epoch(self.folder), highlight=False)
-        if self.folder.skipped():
-            self.console.print(self.folder.skipped_told(), markup=False)
-
-    def _skip(self, skipped: Skipped) -> None:
-        if self.config.strict:
-            refuse_skipped(skipped)
-        self.folder.skip(*skipped)
-
-    def _embed(self, encoder: Encoder) -> Embedded:
-        """Both splits as `encoder` sees them, in eval mode; its mode is put back."""
-        training = encoder.training
-        encoder.eval()
-        rows = [
-            embed(
-                encoder,
-                images,
-                view=EvaluationView(encoder.preprocessing),
-                device=self.device,
-                workers=self.config.hardware.workers,
-                on_skip=self._skip,
-                console=self.console,
-                told="scoring",
-            )
-            for images in self.watched
-        ]
-        encoder.train(training)
-        train, test = (
-            {"teacher": self.teacher.train, "student": rows[0]},
-            {"teacher": self.teacher.test, "student": rows[1]},
+def _objective(
+    config: Config, encoder: Encoder, teachers: Teachers, shares: list[float], images: int, fabric: Fabric
+) -> tuple[Weighted, list[About]]:
+    """One objective for each teacher, with its stored anchors if it has any, and the projector that leads to it."""
+    module = objectives.find(config.objective.name)
+    space, members, projected = module.Objective.space, [], []
+    for teacher, spec in zip(teachers, teachers.specs, strict=True):
+        ends = shape(config.projector, width=encoder.width, target_width=teacher.width, space=space)
+        projected.append(About(ends, space, spec))
+        objective = module.Objective(
+            config.objective,
+            width=ends.widths[-1],
+            target_width=teacher.width,
+            images=images,
+            device=fabric.device,
+            seed=config.training.seed,
+            group=torch.distributed.group.WORLD if fabric.world_size > 1 else None,
         )
-        models = side_by_side(train, test)  # a teacher's vectors may be of pictures that are not read here
-        self.teacher = models["teacher"]
-        return models["student"]
+        if objective.stored_anchors:
+            for index, target in teacher.stored():
+                objective.fill(target.to(fabric.device), index.to(fabric.device))
+        members.append(objective)
+    widths = [(about.shape.widths[-1], one.width) for about, one in zip(projected, teachers, strict=True)]
+    return Weighted(members, shares, widths), projected
 
 
 def _split(config: Config) -> tuple[ImageSet, ImageSet, Splits]:

@@ -58,12 +58,13 @@ from compress_ssl.checkup.stopwatch import Speed
 from compress_ssl.datasets import ImageSet, Splits
 from compress_ssl.device import refuse_unsafe
 from compress_ssl.distill import Step
-from compress_ssl.encoder import Encoder, multiply_adds, open_encoder, parameter_count
+from compress_ssl.encoder import Encoder, costs, multiply_adds, open_encoder, parameter_count
 from compress_ssl.evaluations import Embedded, nearest_neighbour
 from compress_ssl.hardware import HardwareConfig, launch
 from compress_ssl.loader import Batch, View, default_workers
 from compress_ssl.momentum import Momentum
 from compress_ssl.optim import OptimizerConfig
+from compress_ssl.projector import ProjectorConfig, shape
 from compress_ssl.refusal import Refusal
 from compress_ssl.stored import is_stored
 from compress_ssl.stored_teacher import StoredConfig, StoredTeacher
@@ -209,8 +210,7 @@ def _teacher(case: Case) -> list[RenderableType]:
         "stored": live is None,
         "width": teacher.width,
         "input_size": None if teacher.preprocessing is None else teacher.preprocessing.size,
-        "parameters": None if live is None else parameter_count(live),
-        "multiply_adds": None if live is None else multiply_adds(live),
+        **(dict.fromkeys(("parameters", "multiply_adds")) if live is None else costs(live)),
         **dict.fromkeys(("gallery", "queries", "cosine", "effective_dimension", "nearest_neighbour")),
         **dict.fromkeys(("temperature", "bank")),
     }
@@ -313,13 +313,13 @@ def _student(case: Case) -> list[RenderableType]:
     except Refusal as refusal:
         unsafe = str(refusal)
     of_teacher = case.found["teacher"] or {"parameters": None, "multiply_adds": None}
-    costs = {"parameters": parameter_count(student), "multiply_adds": multiply_adds(student)}
+    own = {"parameters": parameter_count(student), "multiply_adds": multiply_adds(student)}
     shares = {
-        f"{name.removesuffix('s')}_share": None if of_teacher[name] is None else own / max(1, of_teacher[name])
-        for name, own in costs.items()
+        f"{name.removesuffix('s')}_share": None if of_teacher[name] is None else count / max(1, of_teacher[name])
+        for name, count in own.items()
     }
     about = {"spec": case.config.student, "width": student.width, "input_size": student.preprocessing.size}
-    case.found["student"] = found = about | costs | shares | {"unsafe": unsafe}
+    case.found["student"] = found = about | own | shares | {"unsafe": unsafe}
     return findings.student(found)
 
 
@@ -440,8 +440,10 @@ def _train(case: Case, bench: Bench, views: dict[str, View], read: dict[str, Bat
 def _step(case: Case, student: Encoder, teacher: AtHand) -> Step:
     """A step of the training with a full bank."""
     config, device = case.config, case.fabric.device
-    objective = objectives.find(config.objective.name).Objective(
-        config.objective, width=student.width, target_width=teacher.width, images=len(case.training), device=device,
+    module = objectives.find(config.objective.name)
+    ends = shape(ProjectorConfig(), width=student.width, target_width=teacher.width, space=module.Objective.space)
+    objective = module.Objective(
+        config.objective, width=ends.widths[-1], target_width=teacher.width, images=len(case.training), device=device,
         seed=config.seed,
     )  # fmt: skip
     if objective.temperature == "auto":
@@ -449,7 +451,7 @@ def _step(case: Case, student: Encoder, teacher: AtHand) -> Step:
         objective.temperature = calibrated["suggested"] or BankConfig.temperature
     if hasattr(objective, "bank"):  # noise is as much work as anchors
         objective.bank.fill_randomly(torch.Generator().manual_seed(config.seed))
-    model = Student(student.train(), objective.projector_width).train().to(device)
+    model = Student(student.train(), ends.build()).train().to(device)
     model = model.to(memory_format=torch.channels_last)
     optimizer = optim.optimizer(model.parameters(), config.optimizer)
     made: Any = teacher  # of a teacher a step needs the call alone
@@ -464,7 +466,7 @@ def _memory(case: Case, student: Encoder, teacher: LiveTeacher | StoredTeacher) 
     bank = forecast.bank_bytes(size, (teacher.width, student.width), dtype=dtype)
     states = 2 if case.config.optimizer.name == "adamw" else 1
     slow = getattr(objective, "momentum", None) is not None
-    held = parameter_count(teacher.encoder) if isinstance(teacher, LiveTeacher) else 0
+    held = (costs(teacher.encoder)["parameters"] or 0) if isinstance(teacher, LiveTeacher) else 0
     weights = forecast.training_bytes(parameter_count(student), slow_copy=slow, optimizer_states=states)
     weights += forecast.WEIGHT_BYTES * held
     return {"weights": weights, "activations": None, "bank": bank, "whole": weights + bank}

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,13 +26,13 @@ from compress_ssl.backbones import model_folder
 from compress_ssl.datasets import ImageSet
 from compress_ssl.device import open_device
 from compress_ssl.embeddings import Embeddings
-from compress_ssl.encoder import open_encoder
+from compress_ssl.encoder import open_encoder, tell
 from compress_ssl.hardware import standing
 from compress_ssl.loader import Skipped, View, evaluation_batches, refuse_skipped
+from compress_ssl.projector import choose_projector, load_projectors
 from compress_ssl.record import RowDtype, record_dtype
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import plain
-from compress_ssl.student import load_projector
 from compress_ssl.table import Table, is_table, read_manifest
 from compress_ssl.table_writer import TableWriter
 from compress_ssl.transforms import Preprocessing, RecordedViews, TrainView
@@ -54,7 +54,8 @@ class Config:
     views: int = 0  # random crops of each training image, beside its centre crop; distill shows the student the same
     view: TrainView = TrainView()  # crop and flip of the random views
     seed: int = 0  # of the random views: view v is what epoch v of a live training with this seed looks at
-    space: Literal["own", "teacher"] = "own"  # teacher: through a 1q student's projector, to query a teacher's index
+    # own, or teacher: through a 1q student's projector, to query a teacher's index; of several its name, or teacher_2
+    space: str = "own"
     size: int | None = None  # pixels of the input; None: the encoder's own
     dtype: RowDtype = "float16"  # of the stored rows; 1 - cosine moves by 1e-7 (float16), by 1e-5 to 4e-5 (int8)
     shard_rows: int | None = None  # images a shard; None: as begun, else 8192 or what 256 MiB hold; a kill costs one
@@ -76,7 +77,8 @@ def run(config: Config) -> Path:
     encoder_name, data, out = _asked(config)
     opened = datasets.open_splits(data, unusual=config.unusual)
     device = open_device(config.device, local_rank=here.local_rank)
-    encode, width, preprocessing = _encoder(encoder_name, config, device)
+    encode, width, preprocessing, space = _encoder(encoder_name, config, device)
+    config = replace(config, space=space)
     splits = {"train": (opened.train, config.views)} | ({} if opened.test is None else {"test": (opened.test, 0)})
     fitting = SHARD_BYTES // ((1 + config.views) * record_dtype(width, config.dtype).itemsize)
     begun = read_manifest(out)["origin"].get("shard_rows") if is_table(out) else None
@@ -149,19 +151,18 @@ def _refuse_nothing(out: Path, data: datasets.Splits) -> None:
                           "convert with another --out")  # fmt: skip
 
 
-def _encoder(name: str, config: Config, device: torch.device) -> tuple[nn.Module, int, Preprocessing]:
-    """What makes the rows, on the device; their width; what it expects of its images."""
+def _encoder(name: str, config: Config, device: torch.device) -> tuple[nn.Module, int, Preprocessing, str]:
+    """What makes the rows, on the device; their width; what it expects of its images; the space, one name for each."""
     torch.manual_seed(config.seed)  # of random weights, where they are asked for: every process must have the same
     encoder = open_encoder(name, weights="pretrained", size=config.size)
+    tell(encoder)
     encode: nn.Module = encoder.to(device).to(memory_format=torch.channels_last)
     if config.space == "own":
-        return encode, encoder.width, encoder.preprocessing
+        return encode, encoder.width, encoder.preprocessing, "own"
     home = model_folder(Path(name))
-    projector = load_projector(home) if home else None
-    if projector is None:
-        raise Refusal(f"--space teacher expected a student with a projector (trained by compress_1q), got "
-                      f"{name} without: use --space own")  # fmt: skip
-    return nn.Sequential(encode, projector.to(device)), projector.out_features, encoder.preprocessing
+    projector = choose_projector(load_projectors(home) if home else [], config.space, option="--space", student=name)
+    whole = nn.Sequential(encode, projector.module.to(device))
+    return whole, projector.width, encoder.preprocessing, projector.name
 
 
 class Views(NamedTuple):

@@ -23,13 +23,13 @@ from compress_ssl.datasets import ImageSet, Splits
 from compress_ssl.device import open_device
 from compress_ssl.embed import embed
 from compress_ssl.embeddings import Embeddings
-from compress_ssl.encoder import Encoder, multiply_adds, open_encoder, parameter_count
+from compress_ssl.encoder import Encoder, costs, open_encoder, tell
 from compress_ssl.evaluations import Embedded
 from compress_ssl.loader import Skipped, refuse_skipped
+from compress_ssl.projector import Kept, choose_projector, load_projectors
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder, environment
 from compress_ssl.stored import Stored, needs_ids, of, open_stored, refuse_other_unusual
-from compress_ssl.student import load_projector
 from compress_ssl.transforms import EvaluationView, RandomView, TrainView
 
 # one field per file of evaluations/, holding its Config: a new file brings its own flags
@@ -57,6 +57,8 @@ class Config:
     metrics: tuple[str, ...] = ()  # evaluations to run; none named: all that fit
     protocols: Protocols = field(default_factory=Protocols)
     held_out: int = 1000  # images to test on where the data has no test split, at most a tenth; as distill keeps aside
+    # of students of several teachers, whose projector goes with the first model: its name in the training, or teacher_2
+    projector: str | None = None
     size: int | None = None  # pixels of the input, also of stored embeddings; None: each encoder's own
     batch_size: int = 256  # images embedded at once
     workers: int | None = None  # processes that read images; None: one a core but one, eight at most
@@ -125,15 +127,16 @@ def run(config: Config) -> Path:
             about[name] = {"spec": spec, "width": stored[name].width}
             continue
         encoder = open_encoder(spec, weights="pretrained", size=config.size)
+        tell(encoder)
         encoder = encoder.to(device).to(memory_format=torch.channels_last)
         view = EvaluationView(encoder.preprocessing)
         train[name] = embed_split(encoder, splits.train, view, f"{name}, train")
         test[name] = embed_split(encoder, splits.test, view, f"{name}, test")
         augmented[name] = _augmented(encoder, splits.train, embed_split)
         home = model_folder(Path(spec))
-        projector = load_projector(home) if home else None
+        projector = _into_first(load_projectors(home) if home else [], config.projector, named, name, console)
         if projector is not None:
-            both = torch.nn.Sequential(encoder, projector.to(device))
+            both = torch.nn.Sequential(encoder, projector.module.to(device))
             projected[name] = embed_split(both, splits.test, view, f"{name}, projected")
         about[name] = {"spec": spec, **describe(encoder, device)}
     where = "cpu" if device.type == "mps" else str(device)  # the search needs float64, which Apple's devices lack
@@ -240,15 +243,16 @@ def shared(rows: dict[str, Embeddings]) -> dict[str, Embeddings]:
 
 
 def describe(encoder: Encoder, device: torch.device) -> dict[str, Any]:
-    """Size and speed of an encoder, as results.json keeps them."""
-    parameters = parameter_count(encoder)
+    """Size and speed of an encoder, as results.json keeps them; without what nobody can say of it."""
+    sizes = costs(encoder)
+    known = {"parameters": sizes["parameters"], "flops": sizes["multiply_adds"]}
+    if sizes["parameters"] is not None:
+        known["weights_bytes"] = 4 * sizes["parameters"]
     return {
-        "parameters": parameters,
-        "flops": multiply_adds(encoder),
+        **{name: value for name, value in known.items() if value is not None},
         "width": encoder.width,
         "input_size": encoder.preprocessing.size,
         "images_per_second": round(images_per_second(encoder, device), 1),
-        "weights_bytes": 4 * parameters,
     }
 
 
@@ -326,7 +330,10 @@ def result_table(scores: dict[str, dict[str, Any]], about: dict[str, dict[str, A
     table = RichTable(header_style="bold")
     table.add_column("model", no_wrap=True)
     for column in columns:
-        table.add_column(SHORT.get(column, column.replace("_", " ")), justify="right")
+        name, _, teacher = column.partition("_teacher_")  # of several teachers: neighbour_overlap_10_teacher_2
+        heading = SHORT.get(name, name.replace("_", " "))
+        heading = f"{heading.removesuffix('@10')} {teacher}" if teacher else heading
+        table.add_column(heading, justify="right")
     table.add_column("params", justify="right", no_wrap=True)
     table.add_column("MACs", justify="right", no_wrap=True)
     for name, one in scores.items():
@@ -350,6 +357,28 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
             raise Refusal(f"expected every model once, got {given} twice: name them apart with NAME=SPEC")
         named[name] = spec
     return named
+
+
+def _into_first(
+    kept: list[Kept], asked: str | None, named: dict[str, str], student: str, console: Console
+) -> Kept | None:
+    """The student's projector into the space of the first model: the one that was asked for, the only one, or the one
+    of a teacher of that name. None where there is none, or which one it is cannot be told, and that is said."""
+    into = [one for one in kept if one.about.space == "teacher"]
+    first, spec = next(iter(named.items()))
+    if student == first or not into:
+        return None
+    if asked is None and len(into) == 1:
+        return into[0]
+    if asked is not None:
+        return choose_projector(into, asked, option="--projector", student=student)
+    known = {str(Path(one.about.teacher).resolve()): one for one in into}
+    found = known.get(str(Path(spec).resolve())) or {one.name: one for one in into}.get(first)
+    if found is None:
+        told = ", ".join(f"{one.name} ({one.about.teacher})" for one in into)
+        console.print(f"{student} is not asked to search among rows of {first}: --projector says which of its teachers "
+                      f"that is, {told}", highlight=False, markup=False)  # fmt: skip
+    return found
 
 
 def _augmented(encoder: Encoder, images: ImageSet, embed_split: Callable) -> Callable[[int], Embeddings]:

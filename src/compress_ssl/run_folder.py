@@ -163,7 +163,8 @@ class RunFolder:
         if resume:
             if not file.is_file():
                 raise Refusal(f"--resume expected a run in {path}, got no config.yaml there: start it without --resume")
-            changed = differences(_compared(yaml.safe_load(file.read_text())), _compared(here))
+            started = _completed(yaml.safe_load(file.read_text()), config)
+            changed = differences(_compared(started), _compared(here))
             if changed:
                 raise Refusal(
                     f"--resume expected the configuration that {path} was started with, got {'; '.join(changed)}: "
@@ -241,6 +242,23 @@ class RunFolder:
 def _compared(config: dict[str, Any]) -> dict[str, Any]:
     """What must be the same to continue a run: all but how the folder is written and that it is continued."""
     return {name: value for name, value in config.items() if name not in ("out", "resume")}
+
+
+def _completed(old: Any, config: Any) -> Any:
+    """A configuration that an older version wrote, with the options that it did not know at their defaults."""
+    if not isinstance(old, dict):
+        return old
+    whole = dict(old)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in old:
+            if dataclasses.is_dataclass(value):
+                whole[field.name] = _completed(old[field.name], value)
+        elif field.default is not dataclasses.MISSING:
+            whole[field.name] = plain(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            whole[field.name] = plain(field.default_factory())
+    return whole
 
 
 def _nothing_computed(path: Path) -> bool:

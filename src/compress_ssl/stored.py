@@ -134,20 +134,22 @@ def refuse_other_unusual(stored: Stored, unusual: Unusual) -> None:
                       f"{unusual} and another --out")  # fmt: skip
 
 
-def refuse_too_large(spec: str, *, processes: int) -> None:
+def refuse_too_large(*specs: str, processes: int) -> None:
     """Refuse to read stored rows into memory that they do not fit into; before any of the processes begins.
 
     Args:
-        spec: a table's folder or a .npy; of anything else nothing is said here.
+        specs: tables' folders and .npy, read together; of anything else nothing is said here.
         processes: on this machine, each of which reads all rows.
     Raises: Refusal with the memory that is wanted and that is free.
     """
-    path, free = Path(spec).expanduser(), room.free_memory()
-    files = list(path.glob("*/*.npy")) if is_table(path) else [path] if needs_ids(spec) and path.is_file() else []
+    paths, free = [Path(spec).expanduser() for spec in specs], room.free_memory()
+    held = [path for path in paths if is_table(path) or (needs_ids(str(path)) and path.is_file())]
+    files = [file for path in held for file in (path.glob("*/*.npy") if is_table(path) else [path])]
     wanted = processes * sum(file.stat().st_size for file in files)
     if free is not None and wanted > free:
         times = f" in each of {processes} processes" if processes > 1 else ""
-        raise Refusal(f"--stored.in-memory expected {wanted / 1e9:.3g} GB of free memory, to hold the rows of {path}"
+        raise Refusal(f"--stored.in-memory expected {wanted / 1e9:.3g} GB of free memory, to hold the rows of "
+                      f"{' and '.join(map(str, held))}"
                       f"{times}, got {free / 1e9:.3g} GB: leave it out, and rows are read from the disk")  # fmt: skip
 
 

@@ -23,6 +23,8 @@ from compress_ssl.refusal import Refusal
 from compress_ssl.stored import Stored, find, of
 from compress_ssl.transforms import Crop, RandomView, ReplayView, TrainView
 
+COMPARED = 64  # images whose crops tell two tables apart: of another seed or rule hardly any two are equal
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredConfig:
@@ -109,7 +111,33 @@ class StoredTeacher:
                 f"{config}, where {self.rows.path} holds {kept}: leave --view out, embed with it, or use "
                 "--stored.student-view random"
             )
-        return ReplayView(StoredCrops(self.rows, self._places, self._views), size, self.preprocessing)
+        return ReplayView(self._crops(), size, self.preprocessing)
+
+    def refuse_other_crops(self, other: StoredTeacher) -> None:
+        """Refuse two that are to be replayed at once and saw other parts of the pictures: a crop can show but one.
+
+        Raises: Refusal with what differs.
+        """
+        told = f"--teacher expected tables with the same crops, got {self.rows.path} and {other.rows.path} with"
+        end = "embed both with the same --views, --view and --seed, or use --stored.student-view random"
+        if self._views != other._views:
+            raise Refusal(f"{told} {self._views} and {other._views} random views: {end}")
+        if not self._views:
+            cut = [(one.preprocessing.crop_fraction, one.preprocessing.interpolation) for one in (self, other)
+                   if one.preprocessing is not None]  # fmt: skip
+            if cut[0] != cut[1]:
+                raise Refusal(f"{told} evaluation views cut otherwise, {cut[0]} and {cut[1]}: use "
+                              "--stored.student-view random")  # fmt: skip
+            return
+        mine, its = self._crops(), other._crops()
+        for position in np.unique(np.linspace(0, len(self._ids) - 1, COMPARED).astype(np.int64)).tolist():
+            for view in range(self._views):
+                one, another = mine(position, view), its(position, view)
+                if None not in (one, another) and one != another:
+                    raise Refusal(f"{told} other boxes of {self._ids[position]} in view {view}: {end}")
+
+    def _crops(self) -> StoredCrops:
+        return StoredCrops(self.rows, self._places, self._views)
 
     def settle(self, *, wait: bool) -> None:
         """Stored rows are on the host: they were checked when they were looked up."""

@@ -2,59 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from compress_ssl.encoder import Encoder, save_encoder
-from compress_ssl.refusal import Refusal
-from compress_ssl.run_folder import write_atomically
+from compress_ssl.projector import About, save_projector
 
 
 class Student(nn.Module):
-    """Images (B, 3, H, W) uint8 -> unit rows (B, projector_width or the encoder's width), float32.
+    """Images (B, 3, H, W) uint8 -> unit rows (B, D_s), float32; of several projectors theirs side by side.
 
     A row that is exactly zero stays zero: early in training a ReLU feature may be.
+
+    Args:
+        projectors: one for each teacher; without any the encoder's rows are the query.
     """
 
-    def __init__(self, encoder: Encoder, projector_width: int | None):
+    def __init__(self, encoder: Encoder, *projectors: nn.Module):
         super().__init__()
         self.encoder = encoder
-        self.projector = nn.Linear(encoder.width, projector_width) if projector_width else nn.Identity()
-        self.width = projector_width or encoder.width
+        self.projector = nn.ModuleList(projectors) if len(projectors) > 1 else [*projectors, nn.Identity()][0]
+
+    def projectors(self) -> list[nn.Module]:
+        """One for each teacher."""
+        return list(self.projector) if isinstance(self.projector, nn.ModuleList) else [self.projector]
 
     def forward(self, images: Tensor) -> Tensor:
-        return functional.normalize(self.projector(self.encoder(images)).float(), dim=1)
+        features = self.encoder(images)
+        rows = [functional.normalize(project(features).float(), dim=1) for project in self.projectors()]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
-def save_student(student: Student, folder: Path) -> None:
-    """Write the encoder as a deployable folder; the projector, if there is one, beside it.
+def save_student(student: Student, folder: Path, projected: Sequence[About] = ()) -> None:
+    """Write the encoder as a deployable folder; the projectors that lead anywhere beside it.
 
-    The projector goes first: whoever reads the folder in between finds an old encoder with a new projector for the
+    The projectors go first: whoever reads the folder in between finds an old encoder with new projectors for the
     length of one rename, and after a kill the next save mends it.
+
+    Args:
+        projected: of each of the student's projectors; none needed for a student without.
+    Raises: ValueError if it has others than that.
     """
-    if isinstance(student.projector, nn.Linear):
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.projector.state_dict().items()}
-        write_atomically(folder / "projector.safetensors", save(state))
+    modules = [] if isinstance(student.projector, nn.Identity) and not projected else student.projectors()
+    if len(modules) != len(projected):
+        raise ValueError(f"expected what is to be said of {len(modules)} projectors, got it of {len(projected)}: give "
+                         "an `About` for each")  # fmt: skip
+    for number, (module, about) in enumerate(zip(modules, projected, strict=True), 1):
+        if about.space == "own" and len(about.shape.widths) == 1:
+            continue  # the encoder's rows themselves
+        file = "projector.safetensors" if len(projected) == 1 else f"projector_{number}.safetensors"
+        save_projector(module, folder / file, about)
     save_encoder(student.encoder, folder)
-
-
-def load_projector(folder: Path) -> nn.Linear | None:
-    """The projector of a student's folder, None if it was trained without.
-
-    Raises: Refusal if the file is damaged.
-    """
-    file = folder / "projector.safetensors"
-    if not file.exists():
-        return None
-    try:
-        state = load_file(file)
-        projector = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
-        projector.load_state_dict(state)
-    except (SafetensorError, KeyError, IndexError, RuntimeError) as trouble:
-        told = " ".join(str(trouble).split())  # torch lists what does not fit on lines of their own
-        raise Refusal(f"expected a linear projector in {file}, got {told}: restore the file") from trouble
-    return projector.requires_grad_(False)

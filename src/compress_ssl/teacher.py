@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compress_ssl.datasets import ImageSet, Unusual
 from compress_ssl.embed import embed
 from compress_ssl.embeddings import Embeddings
-from compress_ssl.encoder import Encoder, open_encoder
+from compress_ssl.encoder import Encoder, open_encoder, tell
 from compress_ssl.folded import folded
 from compress_ssl.loader import Batch
 from compress_ssl.refusal import Refusal
@@ -106,6 +106,7 @@ def open_teacher(
             raise Refusal(f"--stored expected a table of stored embeddings or a file of vectors as --teacher, got "
                           f"{spec}, a live encoder: leave it out, or run `compress-ssl embed` first")  # fmt: skip
         encoder = open_encoder(spec, weights="pretrained", size=size)
+        tell(encoder)
         return LiveTeacher(encoder, images, device=device, workers=workers, check=check)
     if unusual is not None:
         refuse_other_unusual(rows, unusual)

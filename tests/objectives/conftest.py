@@ -14,6 +14,7 @@ from torch.nn import functional
 from compress_ssl import optim
 from compress_ssl.bank import Bank
 from compress_ssl.momentum import Momentum
+from compress_ssl.projector import ProjectorConfig, shape
 from compress_ssl.student import Student
 
 IMAGES, SIDE, WIDTH, TARGET_WIDTH, BATCH = 23, 2, 5, 9, 7
@@ -48,7 +49,9 @@ class World:
 
     def student(self, objective: Any) -> Student:
         torch.manual_seed(3)
-        student = Student(TinyEncoder(), objective.projector_width).train()  # type: ignore[arg-type]
+        encoder: Any = TinyEncoder()
+        ends = shape(ProjectorConfig(), width=WIDTH, target_width=TARGET_WIDTH, space=objective.space)
+        student = Student(encoder, ends.build()).train()
         return student.to(self.targets.dtype)
 
     def in_float64(self, objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,9 +69,9 @@ def test_the_loss_and_its_gradient_equal_loops_over_floats(unit, plain, same_ima
     torch.testing.assert_close(query.grad, slope, rtol=1e-6, atol=1e-9)
 
 
-def test_the_student_is_projected_to_the_teacher_s_width_and_makes_no_keys() -> None:
+def test_the_student_is_projected_into_the_teacher_s_space_and_makes_no_keys() -> None:
     """Its rows could not be compared with an index of teacher rows; a slow copy would cost time for nothing."""
-    assert make().projector_width == 9
+    assert make().space == "teacher"
     assert make().momentum is None
 
 

@@ -101,4 +101,4 @@ def test_the_paper_s_values_are_the_defaults() -> None:
     assert (config.bank_size, config.temperature, config.momentum) == (128_000, 0.04, 0.999)
     assert make().momentum == 0.999
     assert make(momentum=None).momentum is None
-    assert make().projector_width is None
+    assert make().space == "own"

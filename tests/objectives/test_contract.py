@@ -33,7 +33,7 @@ def make(module: ModuleType, *, seed: int = 0, images: int = IMAGES, **options: 
 
 def batch(objective: Any, unit: Any, number: int, *, count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     """query, target, index of one step; the images differ from step to step."""
-    query = unit(count, objective.projector_width or WIDTH, seed=2 * number)
+    query = unit(count, TARGET_WIDTH if objective.space == "teacher" else WIDTH, seed=2 * number)
     return query, unit(count, TARGET_WIDTH, seed=2 * number + 1), (torch.arange(count) + count * number) % IMAGES
 
 
@@ -51,7 +51,7 @@ def test_a_file_is_an_objective(module: ModuleType) -> None:
     assert all(field.kw_only for field in dataclasses.fields(config))
     assert config.name == module.__name__.rpartition(".")[2]
     objective = make(module)
-    assert objective.projector_width is None or objective.projector_width >= 1
+    assert objective.space in ("teacher", "own")
     assert objective.momentum is None or 0 <= objective.momentum < 1
 
 

@@ -62,10 +62,10 @@ def test_half_precision_rows_are_compared_in_float32(unit) -> None:
     assert float(loss) == pytest.approx(float(make()(query, target, torch.arange(3))), rel=1e-2)
 
 
-def test_the_student_is_projected_to_the_teacher_s_width_and_keeps_nothing_between_steps(unit) -> None:
+def test_the_student_is_projected_into_the_teacher_s_space_and_keeps_nothing_between_steps(unit) -> None:
     """A bank, or keys of a slow copy, would cost memory and time for nothing."""
     objective = make()
-    assert (objective.projector_width, objective.momentum, objective.temperature) == (9, None, None)
+    assert (objective.space, objective.momentum, objective.temperature) == ("teacher", None, None)
     objective.update(unit(3, 9, seed=1), unit(3, 9, seed=2), torch.arange(3))
     assert objective.state_dict() == {}
 

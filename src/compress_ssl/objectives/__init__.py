@@ -2,12 +2,12 @@
 
 Each file has `Config` (whose `name` is the file's) and `Objective`:
 
-    Objective(config, width=…, target_width=…, images=…, device=…, seed=…, group=…)
+    Objective(config, width=…, target_width=…, images=…, device=…, seed=…, group=…), width and target_width of the rows
     temperature           "auto" is replaced by a number before the first step (calibration.py), from config.perplexity;
                           None: there is none
     bank.size             anchors at most, where there is a bank
     stored_anchors        True: all stored targets are given to fill(target, index) before the first step
-    projector_width       what the student's rows must be projected to; None leaves the backbone's
+    space                 "teacher": queries are compared with its rows, and are as wide; "own": of any width
     momentum              of the slow copy that makes the keys; None: the query without gradient is the key
     objective(query, target, index) -> scalar, changes nothing
     objective.update(key, target, index), after backward

@@ -2,7 +2,7 @@
 
 Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 3: one queue, one linear layer
 student_dim -> teacher_dim that is dropped after training (kept beside the student here: with it, an index of teacher
-embeddings can be queried).
+embeddings can be queried; projector.py has others).
 Relations: 2q keeps a bank of the student's own rows instead and needs no projector.
 Differs from the authors' code as compress_2q does. Beyond the paper: where the teacher's embeddings are stored, all of
 them can be the anchors from the first step on, without a ring (`anchors`).
@@ -39,6 +39,7 @@ class Objective:
     """A bank of targets and the divergence of a batch over it."""
 
     momentum: float | None = None  # anchors are the teacher's: no keys are needed
+    space = "teacher"
 
     def __init__(
         self,
@@ -51,11 +52,10 @@ class Objective:
         seed: int = 0,
         group: ProcessGroup | None = None,
     ):
-        del width  # of the backbone: a linear projector brings it to the teacher's
+        del width  # the teacher's: a projector has brought it there
         refuse_path(config.path, device, config.temperature)
         self.config = config
         self.temperature = config.temperature  # a number before the first step: see calibration
-        self.projector_width: int | None = target_width
         self.stored_anchors = config.anchors == "stored"
         if self.stored_anchors:
             config = replace(config, bank_size=images)

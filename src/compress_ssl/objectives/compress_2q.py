@@ -30,7 +30,7 @@ class Config(BankConfig):
 class Objective:
     """A bank of (key, target) pairs and the divergence of a batch over it."""
 
-    projector_width: int | None = None  # the backbone's features are the embedding
+    space = "own"  # the backbone's features are the embedding; with a projector, both query and key go through it
     stored_anchors = False  # the student's anchors change: no table can hold them
 
     def __init__(

@@ -30,6 +30,7 @@ class Objective:
 
     momentum: float | None = None  # there are no anchors: no keys are needed
     stored_anchors = False
+    space = "teacher"
     temperature = None
 
     def __init__(
@@ -43,9 +44,8 @@ class Objective:
         seed: int = 0,
         group: ProcessGroup | None = None,
     ):
-        del width, images, device, seed, group  # each process needs its own rows alone
+        del width, target_width, images, device, seed, group  # each process needs its own rows alone
         self.config = config
-        self.projector_width: int | None = target_width
 
     def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
         """(B, D_t) projected unit rows with gradient, (B, D_t) unit rows, (B,) samples -> scalar in [0, 4]."""

@@ -6,6 +6,7 @@ Runs are labelled where they end: the eye needs no legend and no colour sense.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -18,10 +19,10 @@ POINTS = 240  # of a drawn curve; more are averaged in equal stretches
 WIDTH, LEFT, TOP, BOTTOM = 400, 40, 12, 34  # about its size on a phone, so that its text is never scaled to nothing
 GAP, LETTER = 14, 6.3  # height of a label, width of a letter
 HELD_OUT = "held-out images, higher is better"
-QUANTITIES = (  # title, what it is, kind of row, key, the teacher's key, form, scale
+QUANTITIES = (  # title, what it is, kind of row, key, the teachers' keys, form, scale
     ("Loss in training", "lower is better", "train", "loss", "", "{:#.3g}", 1),
     ("Neighbours kept, of 10", HELD_OUT, "validation", "neighbour_overlap_10", "", "{:.1f}", 10),
-    ("1-NN, %", HELD_OUT, "validation", "nearest_neighbour", "teacher_nearest_neighbour", "{:.1f}", 100),
+    ("1-NN, %", HELD_OUT, "validation", "nearest_neighbour", r"teacher(_\d+)?_nearest_neighbour", "{:.1f}", 100),
 )
 
 
@@ -30,18 +31,20 @@ def figures(folders: Sequence[Folder], names: dict[str, str]) -> list[dict[str, 
     drawn = []
     for title, about, kind, key, teachers_key, form, scale in QUANTITIES:
         lines: list[dict[str, Any]] = []
-        teachers: dict[float, str] = {}  # level -> run that it belongs to; equal teachers are drawn once
+        teachers: dict[float, tuple[str, str]] = {}  # level -> teacher and run; equal teachers are drawn once
         for position, folder in enumerate(folders):
             curve = series(getattr(folder, kind), key, scale=scale)
             if curve:
                 lines.append({"name": names[folder.label], "curve": curve, "run": position})
-            for _, level in series(getattr(folder, kind), teachers_key, scale=scale)[-1:]:
-                teachers.setdefault(round(level, 2), names[folder.label])
+            for found in keys(getattr(folder, kind), teachers_key):
+                for _, level in series(getattr(folder, kind), found, scale=scale)[-1:]:
+                    teacher = found.removesuffix("_nearest_neighbour").replace("_", " ")
+                    teachers.setdefault(round(level, 2), (teacher, names[folder.label]))
         if not lines:
             continue
         end = max(line["curve"][-1][0] for line in lines)
-        for level, name in teachers.items():
-            name = "teacher" if len(teachers) == 1 else f"teacher of {name}"
+        for level, (teacher, name) in teachers.items():
+            name = teacher if len({run for _, run in teachers.values()}) == 1 else f"{teacher} of {name}"
             lines.append({"name": name, "curve": [(0.0, level), (end, level)], "run": None})
         said = [f"{line['name']} {form.format(line['curve'][-1][1]).removesuffix('.')}" for line in lines]
         summary = "At the end: " + " · ".join(said) + "."
@@ -49,6 +52,12 @@ def figures(folders: Sequence[Folder], names: dict[str, str]) -> list[dict[str, 
             summary += " Losses of different objectives are not on one scale."
         drawn.append({"title": title, "about": about, "summary": summary, **layout(lines)})
     return drawn
+
+
+def keys(rows: Sequence[dict[str, Any]], pattern: str) -> list[str]:
+    """Names of the quantities in these rows that a pattern is of, in their order; none for an empty one."""
+    found = dict.fromkeys(name for row in rows for name in row if pattern and re.fullmatch(pattern, name))
+    return list(found)
 
 
 def series(rows: Sequence[dict[str, Any]], key: str, *, scale: float) -> list[tuple[float, float]]:

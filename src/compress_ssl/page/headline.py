@@ -39,10 +39,16 @@ def sentence(one: Comparison) -> str:
             said = f"{student.name} scores above its teacher in 1-NN ({percent(score)} against {percent(bar)}){cost}"
         else:
             share = "only " * (kept < 0.9) + percent(min(kept, 1.0))
-            said = f"{student.name} keeps {share} of the teacher’s 1-NN accuracy{cost}"
+            whose = "the teacher" if len(one.teachers) == 1 else teacher.name
+            said = f"{student.name} keeps {share} of {whose}’s 1-NN accuracy{cost}"
         if overlap is not None:
             join = "but shares only" if weak and kept >= 0.9 else "and shares only" if weak else "and shares"
-            said += f", {join} {of_ten(overlap)} of its 10 nearest neighbours"
+            theirs = (
+                "its 10 nearest neighbours"
+                if len(one.teachers) == 1
+                else (f"its {len(one.teachers)} teachers’ 10 nearest neighbours, on average")
+            )
+            said += f", {join} {of_ten(overlap)} of {theirs}"
     elif overlap is not None:
         said = f"{student.name} shares {'only ' * weak}{of_ten(overlap)} of the teacher’s 10 nearest neighbours{cost}"
     else:

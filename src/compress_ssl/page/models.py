@@ -24,6 +24,11 @@ class Model:
         return finite(self.entry["metrics"].get(metric))
 
     @property
+    def teaches(self) -> bool:
+        """Whether it is one of several teachers."""
+        return self.entry.get("role") == "teacher"
+
+    @property
     def place(self) -> Path:
         """Its spec as an absolute path, since one folder has many names; `timm/…` is still only like itself."""
         return Path(self.entry.get("spec", self.known_as)).resolve()
@@ -41,19 +46,24 @@ class Model:
 
 @dataclass
 class Comparison:
-    """A teacher and its students on the same images: one sentence and one table."""
+    """A teacher, or several, and their students on the same images: one sentence and one table."""
 
     data: str
     images: dict[str, int]
-    models: list[Model]  # teacher first
+    models: list[Model]  # a teacher first
 
     @property
     def teacher(self) -> Model | None:
         return self.models[0] if self.students else None
 
     @property
+    def teachers(self) -> list[Model]:
+        """The first one, and whoever else taught the students: a run with several teachers says so of each."""
+        return [model for model in self.models[:1] if self.students] + [m for m in self.models[1:] if m.teaches]
+
+    @property
     def students(self) -> list[Model]:
-        return self.models[1:]
+        return [model for model in self.models[1:] if not model.teaches]
 
     def best(self) -> Model:
         """The student that shares most neighbours with the teacher (needs no labels), then the best in 1-NN."""

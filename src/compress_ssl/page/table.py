@@ -67,10 +67,13 @@ def metric_cell(one: Comparison, model: Model, key: str) -> Cell:
     value = model.value(key)
     if value is None:
         return Cell(title=why_missing(one, model, key))
-    write = of_ten if key == "neighbour_overlap_10" else percent
-    is_student = model is not one.models[0]
+    overlap = key.startswith(
+        "neighbour_overlap_10"
+    )  # of several teachers, also with each: neighbour_overlap_10_teacher_2
+    write = of_ten if overlap else percent
+    is_student = model in one.students
     scores = [score for student in one.students if (score := student.value(key)) is not None]
-    reference = {"asymmetric_nearest_neighbour": "nearest_neighbour", "neighbour_overlap_10": ""}.get(key, key)
+    reference = "" if overlap else "nearest_neighbour" if key == "asymmetric_nearest_neighbour" else key
     teacher = one.models[0].value(reference) if is_student else None
     return Cell(
         text=write(value),
@@ -91,13 +94,13 @@ def cost_cell(one: Comparison, model: Model, key: str) -> Cell:
         text = short(value, unit="B" if key == "weights_bytes" else "")
     else:
         text = (whole(value) if value >= 100 else f"{value:.3g}") + (f"{THIN}px" if key == "input_size" else "")
-    small = against(value, teacher, *compared) if compared and model is not one.models[0] else ""
+    small = against(value, teacher, *compared) if compared and model in one.students else ""
     return Cell(text=text, title=whole(value), small=small)
 
 
 def why_missing(one: Comparison, model: Model, key: str) -> str:
     """Why there is a dash, in the words of the evaluation that could not be done."""
-    if model is one.teacher and key == "neighbour_overlap_10":
+    if model in one.teachers and key.startswith("neighbour_overlap_10"):
         return "the teacher is what students are compared with"
     if key in model.entry["metrics"]:
         return f"not a finite number: {model.entry['metrics'][key]}"

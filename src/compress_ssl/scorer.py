@@ -1,0 +1,207 @@
+"""Scores of a student while it learns: on held-out images, needing no labels; the best student is kept.
+
+Best is the one that keeps most of its teacher's neighbours; of several teachers, on the mean weighted as their losses
+are. Where the images are labelled, accuracy is told beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from rich.console import Console
+
+from compress_ssl import evaluations
+from compress_ssl.calibration import calibrate, perplexity_share
+from compress_ssl.datasets import Splits
+from compress_ssl.embed import embed
+from compress_ssl.encoder import Encoder, open_encoder
+from compress_ssl.evaluate import Protocols, describe, result_table, score, side_by_side, write_results
+from compress_ssl.evaluations import Embedded
+from compress_ssl.loader import Skipped
+from compress_ssl.processes import on_first
+from compress_ssl.projector import About
+from compress_ssl.run_folder import RunFolder
+from compress_ssl.student import Student, save_student
+from compress_ssl.teacher import LiveTeacher
+from compress_ssl.teachers import Teachers
+from compress_ssl.training import Training
+from compress_ssl.transforms import EvaluationView
+from compress_ssl.weighted import Weighted
+
+KEPT = "neighbour_overlap_10"  # share of a teacher's ten nearest neighbours that the student keeps
+
+
+def judged_by(teachers: Teachers, watched: Splits) -> list[Embedded]:
+    """Each teacher's rows of gallery and held-out images: what students are scored against, and its neighbourhoods."""
+    assert watched.test is not None
+    return [Embedded(train=one.embeddings(watched.train), test=one.embeddings(watched.test)) for one in teachers]
+
+
+def settle_temperatures(objective: Weighted, judges: list[Embedded] | None, fabric: Fabric) -> bool:
+    """Give each objective whose temperature is `auto` that of its teacher: at it, held-out rows have a share of the
+    gallery as neighbours. Every process must call it.
+
+    Args:
+        judges: in the first process.
+    Returns: whether there was anything to do.
+    """
+    automatic = [number for number, one in enumerate(objective) if one.temperature == "auto"]
+
+    def found() -> list[float]:
+        assert judges is not None
+        rows = [(*_rows(judges[number]), objective.members[number].config.perplexity) for number in automatic]
+        return [calibrate(queries, gallery, share=share).temperature for queries, gallery, share in rows]
+
+    if automatic:
+        for number, temperature in zip(automatic, fabric.broadcast(on_first(fabric, found) or []), strict=True):
+            objective.members[number].temperature = float(temperature)
+    return bool(automatic)
+
+
+def temperatures_told(objective: Weighted, judges: list[Embedded], names: Sequence[str]) -> list[str]:
+    """What each teacher's temperature amounts to."""
+    told = []
+    for one, judge, name in zip(objective, judges, names, strict=True):
+        share = perplexity_share(*_rows(judge), temperature=one.temperature)
+        neighbours = f"perplexity {share * one.bank.size:.0f} among {one.bank.size} anchors ({share:.1%})"
+        told.append(f"{'temperature' if len(names) == 1 else f'{name}: temperature'} {one.temperature:g}: {neighbours}")
+    return told
+
+
+def best_epoch(folder: RunFolder) -> str:
+    """Which student was kept, for whoever believes that it is the last one."""
+    scored = [line for line in folder.metrics() if line["kind"] == "validation"]
+    best = max(scored, key=lambda line: line[KEPT])  # of equal ones the first, as it is kept
+    told = f"kept: the student of epoch {best['epoch']:.3g} of {scored[-1]['epoch']:.3g}"
+    if not best["step"]:
+        told += ", which is untrained: none after it kept more neighbours; train longer, or change the learning rate"
+    return told
+
+
+class Scorer:
+    """Scores the student on held-out images, without labels, and keeps the best one in the run folder.
+
+    Args:
+        judges: of each teacher its rows of both splits.
+        projected: of each of the student's projectors, what is to be kept beside it.
+        objective: for its temperatures, and what each teacher counts.
+        data: as it was named.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        teachers: Teachers,
+        judges: Sequence[Embedded],
+        objective: Weighted,
+        projected: Sequence[About],
+        *,
+        data: str,
+        splits: Splits,
+        folder: RunFolder,
+        on_skip: Callable[[Skipped], Any],
+        workers: int | None,
+        console: Console,
+    ):
+        self.student, self.teachers, self.objective, self.projected = student, teachers, objective, projected
+        self.data, self.splits, self.folder, self.on_skip = data, splits, folder, on_skip
+        self.workers, self.console = workers, console
+        self.device = next(student.parameters()).device
+        assert splits.test is not None
+        self.watched = (splits.train, splits.test)
+        self.judges = dict(zip(teachers.names, judges, strict=True))
+
+    def __call__(self, training: Training) -> dict[str, float]:
+        """Scores of the student as it is; writes it to student/ if it keeps more neighbours than any before."""
+        embedded = self._embed(self.student.encoder)
+        scores = self._kept(embedded)
+        if embedded.labelled:
+            nearest = evaluations.find("nearest_neighbour")
+            for prefix, model in {"": embedded, **{f"{name}_": judge for name, judge in self.judges.items()}}.items():
+                found = nearest.evaluate(model, nearest.Config())
+                scores[f"{prefix}nearest_neighbour"] = found["nearest_neighbour"]
+        if scores[KEPT] > training.best:
+            training.best = scores[KEPT]
+            save_student(self.student, self.folder.path / "student", self.projected)
+        return scores
+
+    def finish(self) -> None:
+        """Score the best student and its teachers on the held-out images once more, for results.json."""
+        best = open_encoder(str(self.folder.path), weights="random")
+        best = best.to(self.device).to(memory_format=torch.channels_last)
+        embedded = self._embed(best)
+        models = {**self.judges, "student": embedded}
+        chosen = {
+            name: evaluations.find(name) for name in ("nearest_neighbour", "neighbour_overlap", "cluster_alignment")
+        }
+        scores = {name: score(model, chosen, Protocols()) for name, model in models.items()}
+        scores["student"]["metrics"] |= self._kept(embedded)
+        about = self._about(best)
+        write_results(self.folder, data=self.data, models=models, scores=scores, about=about, splits=self.splits)
+        self.console.print(result_table(scores, about))
+        self.console.print(best_epoch(self.folder), highlight=False)
+        if self.folder.skipped():
+            self.console.print(self.folder.skipped_told(), markup=False)
+
+    def _about(self, best: Encoder) -> dict[str, dict[str, Any]]:
+        """What results.json says of each model beside its scores."""
+        temperatures = [one.temperature for one in self.objective]  # the numbers, also where config.yaml says auto
+        alone = len(temperatures) == 1
+        about: dict[str, dict[str, Any]] = {}
+        for number, (name, judge) in enumerate(self.judges.items()):
+            about[name] = {"spec": self.teachers.specs[number], "width": judge.train.rows.shape[1]}
+            if not alone:
+                about[name] |= {"role": "teacher", "weight": self.objective.shares[number]}
+                about[name]["temperature"] = temperatures[number]
+            member = self.teachers.members[number]
+            if isinstance(member, LiveTeacher):
+                about[name] |= describe(member.encoder, self.device)
+        kept = {"temperature": temperatures[0]} if alone else {}
+        about["student"] = {"spec": str(self.folder.path), **kept, **describe(best, self.device)}
+        return about
+
+    def _kept(self, embedded: Embedded) -> dict[str, float]:
+        """Share of neighbours kept; of several teachers the weighted mean, and each by its name."""
+        overlap = evaluations.find("neighbour_overlap")
+        if len(self.judges) == 1:
+            return overlap.evaluate(embedded, overlap.Config())
+        each = [
+            overlap.evaluate(replace(embedded, teacher=judge), overlap.Config())[KEPT] for judge in self.judges.values()
+        ]
+        mean = sum(share * found for share, found in zip(self.objective.shares, each, strict=True))
+        return {KEPT: mean} | {f"{KEPT}_{name}": found for name, found in zip(self.judges, each, strict=True)}
+
+    def _embed(self, encoder: Encoder) -> Embedded:
+        """Both splits as `encoder` sees them, in eval mode; its mode is put back."""
+        training = encoder.training
+        encoder.eval()
+        rows = [
+            embed(
+                encoder,
+                images,
+                view=EvaluationView(encoder.preprocessing),
+                device=self.device,
+                workers=self.workers,
+                on_skip=self.on_skip,
+                console=self.console,
+                told="scoring",
+            )
+            for images in self.watched
+        ]
+        encoder.train(training)
+        train, test = (
+            {**{name: getattr(judge, split) for name, judge in self.judges.items()}, "student": its}
+            for split, its in zip(("train", "test"), rows, strict=True)
+        )
+        models = side_by_side(train, test)  # a teacher's vectors may be of pictures that are not read here
+        student = models.pop("student")
+        self.judges = {name: replace(model, teacher=replace(model, teacher=None)) for name, model in models.items()}
+        return student
+
+
+def _rows(judge: Embedded) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(judge.test.rows), torch.from_numpy(judge.train.rows)
