@@ -33,6 +33,6 @@ def test_what_is_asked_for_is_taken() -> None:
     config = LocalConfig(size=98, scale=(0.1, 0.3))
     assert config.size_at(32) == 98
     assert config.view_at(32, TrainView()).scale == (0.1, 0.3)
-    for options in ({"views": -1}, {"size": 0}):
-        with pytest.raises(Refusal, match="expected"):
+    for options in ({"views": -1}, {"size": 0}, {"scale": (0.4, 0.1)}, {"scale": (0.0, 0.1)}):
+        with pytest.raises(Refusal, match=rf"--method.local.{next(iter(options))} expected"):
             LocalConfig(**options)  # type: ignore[arg-type]

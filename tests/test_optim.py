@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from lightly.utils.lars import LARS
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from compress_ssl.optim import OptimizerConfig, ScheduleConfig, optimizer, rate, set_decay, set_rate
+from compress_ssl.optim import Lars, OptimizerConfig, ScheduleConfig, optimizer, rate, set_decay, set_rate
 from compress_ssl.refusal import Refusal
 from compress_ssl.transforms import TrainView
 
@@ -110,6 +111,7 @@ def test_a_rate_that_cannot_train_is_refused(learning_rate: float) -> None:
         (lambda: OptimizerConfig(sgd_momentum=1.0), "--optimizer.sgd-momentum"),
         (lambda: OptimizerConfig(weight_decay=-1e-4), "--optimizer.weight-decay"),
         (lambda: ScheduleConfig(warmup=5.0), "--schedule.warmup"),
+        (lambda: ScheduleConfig(final_weight_decay=-0.1), "--schedule.final-weight-decay"),
         (lambda: ScheduleConfig(milestones=(90.0, 120.0)), "--schedule.milestones"),
         (lambda: TrainView(scale=(1.0, 0.2)), "--view.scale"),
         (lambda: TrainView(ratio=(0.0, 1.0)), "--view.ratio"),
@@ -166,6 +168,40 @@ def test_a_resumed_optimizer_goes_on_as_it_began(name: str, began: bool | None) 
     resumed, again = trained(range(3, 6), state, fused=True)
     assert again.param_groups[0]["fused"] == began
     assert torch.equal(resumed[0], whole[0])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_lars_steps_as_lightly_s(decay: float) -> None:
+    """The published recipes for batches of 4096 would be trained by another optimizer than the one that is named."""
+    shapes, groups = [(7, 5), (11,), (3, 2, 5), (5,)], []
+    for _ in range(2):
+        weights = [nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(1))) for shape in shapes]
+        with torch.no_grad():
+            weights[1].zero_()  # a bias at the beginning
+        groups.append([{"params": weights[:2]}, {"params": weights[2:3]}, {"params": weights[3:], "weight_decay": 0.0}])
+    ours = Lars(groups[0], lr=0.5, momentum=0.9, weight_decay=decay)
+    theirs = LARS(groups[1], lr=0.5, momentum=0.9, weight_decay=decay)
+    for step in range(5):
+        for mine, its in zip(ours.param_groups, theirs.param_groups, strict=True):
+            for number, (weight, other) in enumerate(zip(mine["params"], its["params"], strict=True)):
+                gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(10 * step + number))
+                weight.grad, other.grad = gradient.clone(), gradient.clone()
+        if step == 2:
+            ours.param_groups[1]["params"][0].grad.zero_()  # frozen prototypes
+            theirs.param_groups[1]["params"][0].grad.zero_()
+        ours.step(), theirs.step()
+    for mine, its in zip(ours.param_groups, theirs.param_groups, strict=True):
+        torch.testing.assert_close(mine["params"], its["params"], rtol=1e-5, atol=1e-6)
+
+
+def test_nobody_waits_for_lars() -> None:
+    """A GPU would run dry twice for each of a network's tensors; `meta` tensors have no values to be waited for."""
+    weights = [nn.Parameter(torch.zeros(shape, device="meta")) for shape in ((7, 5), (11,))]
+    lars = Lars([{"params": weights}], lr=0.5, momentum=0.9, weight_decay=0.1)
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    lars.step()
+    assert lars.state[weights[0]]["speed"].shape == (7, 5)
 
 
 class Two(nn.Module):

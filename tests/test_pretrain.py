@@ -24,7 +24,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from compress_ssl import checkpoint, datasets, pretrain, pretraining
+from compress_ssl import checkpoint, cli, datasets, pretrain, pretraining
 from compress_ssl.crops import LocalConfig
 from compress_ssl.datasets import Splits
 from compress_ssl.encoder import open_encoder
@@ -317,11 +317,19 @@ def test_two_processes_pretrain_the_teacher_of_one(
         optimizer=OptimizerConfig(name="sgd", learning_rate=0.05),
     )
     told = {
-        "data": config.data, "out": str(config.out), "encoder": config.encoder, "size": config.size,
+        "data": config.data,
+        "out": str(config.out),
+        "encoder": config.encoder,
+        "size": config.size,
         "method": {"name": "plain.method", **values, **({"local": plain(local)} if local else {})},
         **plain(config.training),
         "optimizer": {"name": "sgd", "learning_rate": 0.05},
-        "accelerator": "cpu", "workers": 0, "precision": "32", "devices": 2, "held_out": 140, "gallery": 60,
+        "accelerator": "cpu",
+        "workers": 0,
+        "precision": "32",
+        "devices": 2,
+        "held_out": 140,
+        "gallery": 60,
     }
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(told))
     together = subprocess.Popen(
@@ -425,6 +433,56 @@ def test_another_seed_gives_another_teacher(config: Config) -> None:
     pretrain.run(other)
     first, second = lines(config.out, "train"), lines(other.out, "train")
     assert all(one["loss"] != two["loss"] for one, two in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_pretraining_in_bfloat16_is_finite_and_near_the_one_in_float32(config: Config, name: str) -> None:
+    """On a GPU bf16 is the default: a loss computed in it would be another method's, or NaN after a week."""
+    config = replace(config, method=small(name))
+    pretrain.run(config)
+    half = replace(config, out=config.out.parent / "half", hardware=replace(config.hardware, precision="bf16"))
+    pretrain.run(half)
+    whole, found = (np.array([line["loss"] for line in lines(run, "train")]) for run in (config.out, half.out))
+    assert np.isfinite(found).all()
+    assert not np.array_equal(found, whole), "bf16 was asked for"
+    assert abs(found[0] - whole[0]) < 0.01 * whole[0], "later steps part, as roundings grow"
+    learned = state(half.out)
+    assert all(value.dtype != torch.bfloat16 for value in learned.values()), "weights stay float32"
+    pretrain.run(replace(half, resume=True))  # what is saved in bf16 can be read again
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value", "expected"),
+    [
+        ("simclr", "temperature", "0", "a number above 0"),
+        ("simclr", "projection-width", "0", "at least 1"),
+        ("moco_v2", "temperature", "nan", "a number above 0"),
+        ("moco_v2", "momentum", "1", "a number in [0, 1)"),
+        ("moco_v2", "bank-size", "0", "at least 1"),
+        ("moco_v2", "parts", "0", "at least 1"),
+        ("swav", "epsilon", "0.01", "at least 0.015"),
+        ("swav", "prototypes", "1", "at least 2"),
+        ("swav", "bank-size", "-1", "0 or more"),
+        ("swav", "iterations", "0", "at least 1"),
+        ("swav", "freeze", "1.5", "a number in [0, 1]"),
+        ("swav", "local.views", "-1", "0 or more"),
+        ("dino", "clip", "0", "a number above 0"),
+        ("dino", "outputs", "0", "at least 2"),
+        ("dino", "momentum", "1", "a number in [0, 1)"),
+        ("dino", "centre-momentum", "1", "a number in [0, 1)"),
+        ("dino", "key-temperature", "-0.04", "a number above 0"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused_by_the_name_of_its_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, option: str, value: str, expected: str
+) -> None:
+    """A temperature of 0 would be found out by a NaN after the data had been read; a momentum of 1, never."""
+    words = ["pretrain", "--data", "digits", "--out", str(tmp_path / "run"), "--method", method]
+    assert cli.main([*words, f"--method.{option}", *value.split()]) == 2
+    said = capsys.readouterr().err.strip()
+    assert f"--method.{option} expected {expected}" in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_parts_of_a_batch_are_refused(config: Config) -> None:

@@ -348,3 +348,9 @@ def test_a_crop_outside_of_the_picture_is_refused_with_the_image(crop: tuple[int
     view = ReplayView(Kept({0: Crop(*crop, False)}), 21, LOOKED)
     with pytest.raises(Refusal, match=r"crop of cat/1\.jpg, .* to lie in the picture, got one of 97 x 131: .*embed"):
         view(as_jpeg(), Sample(0, 0, 4, "cat/1.jpg"))
+
+
+def test_a_centre_crop_is_told_as_before_there_were_others():
+    """Every run and every table begun before then would be refused as made with other images."""
+    assert list(Preprocessing().identity()) == ["size", "mean", "std", "interpolation", "crop_fraction"]
+    assert Preprocessing(crop="squash").identity()["crop"] == "squash"

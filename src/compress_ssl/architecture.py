@@ -29,10 +29,11 @@ def resnet(state: Mapping[str, Tensor], prefix: str = "") -> str | None:
     stem, first = shapes.get("conv1.weight", ()), shapes.get("layer1.0.conv1.weight", ())
     if not found or len(stem) != 4 or len(first) != 4:
         return None
-    blocks: tuple[int, ...] = tuple(1 + max((int(one[2]) for one in found if one[1] == stage), default=-1) for stage in "1234")
+    numbers = [[int(one[2]) for one in found if one[1] == stage] for stage in "1234"]
+    blocks = tuple(1 + max(stage, default=-1) for stage in numbers)
     bottleneck = any(one[3] == "3" for one in found)
     depth = (BOTTLENECK if bottleneck else BASIC).get(blocks)
-    if depth is None or len(blocks) != 4:
+    if depth is None:
         return None
     width, small = stem[0], stem[2] == 3
     if small:

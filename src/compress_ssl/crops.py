@@ -31,9 +31,14 @@ class LocalConfig:
 
     def __post_init__(self) -> None:
         if self.views < 0:
-            raise Refusal(f"expected 0 or more local views, got {self.views}: 6 is usual")
+            raise Refusal(f"--method.local.views expected 0 or more, got {self.views}: 6 is usual")
         if self.size is not None and self.size < 1:
-            raise Refusal(f"expected local views of at least 1 pixel, got {self.size}: 96 is usual beside 224")
+            raise Refusal(f"--method.local.size expected at least 1 pixel, got {self.size}: 96 is usual beside 224")
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1]:
+            raise Refusal(
+                "--method.local.scale expected two shares above 0, the smaller first, got "
+                f"{self.scale}: 0.05 0.14 is usual"
+            )
 
     def size_at(self, size: int) -> int:
         """Pixels of a local view beside global ones of `size`."""

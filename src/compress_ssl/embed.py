@@ -133,7 +133,7 @@ def _origin(config: Config, encode: nn.Module, width: int, preprocessing: Prepro
             "weights": weights_digest(encode),
             "width": width,
             "space": config.space,
-            "preprocessing": plain(preprocessing),
+            "preprocessing": preprocessing.identity(),
         },
         "data": {"name": config.data, "unusual": config.unusual},
         "views": {"count": config.views} | ({"seed": config.seed, "view": plain(config.view)} if config.views else {}),

@@ -138,6 +138,7 @@ def _published(
     fit = getattr(reader, "fit", lambda found, _: found.tensors)
     note = getattr(reader, "note", lambda *_: "")
     published = found.preprocessing or reader.PREPROCESSING
+    tensors = len(found.tensors) + sum(found.dropped.values())
     if size is None:
         size = getattr(reader, "SIZE", None)
     try:
@@ -162,14 +163,19 @@ def _published(
             f"{architecture}, which gives {backbone.embedding!r}: name another that these weights fit."
         )
     backbone.preprocessing = _input(backbone.preprocessing, published)
-    told = _line(reader.TITLE, len(found.tensors), file, found.dropped)
-    notes = [note(found, backbone), _doubt(content, format, backbone)]
+    told = _line(reader.TITLE, tensors - sum(found.dropped.values()), file, found.dropped)  # `fit` may drop, too
+    notes = [note(found, backbone), _doubt(_others(content, format, backbone))]
     return Filled(backbone, dict(found.arguments), "; ".join([told, *filter(None, notes)]), size)
 
 
 def _plain(architecture: str, content: Any, file: Path, size: int | None) -> Filled:
-    """A file of no format: a state dict whose names are the backbone's own, or a refusal that says what it is."""
+    """A file of no format: a state dict whose names are the backbone's own, or a refusal that says what it is.
+
+    A file that could as well be of authors who normalise otherwise is refused: its rows would be wrong, unnoticed.
+    """
     own = build(architecture, weights="random", size=size)
+    if _others(content, "", own):
+        formats.recognise(content, source=str(file))
     state = plain_state(content, source=str(file))
     part = backbone_part(state, own)
     if not part.keys() & own.state_dict().keys():
@@ -177,8 +183,7 @@ def _plain(architecture: str, content: Any, file: Path, size: int | None) -> Fil
     backbone = fill(architecture, lambda one: backbone_part(state, one), size=size, made_for=None, source=str(file))
     taken = {id(tensor) for tensor in part.values()}
     left = Counter(name.split(".")[0] for name, tensor in state.items() if id(tensor) not in taken)
-    notes = [_line(f"a state dict of {architecture}", len(part), file, left), _doubt(content, "", backbone)]
-    return Filled(backbone, told="; ".join(filter(None, notes)))
+    return Filled(backbone, told=_line(f"a state dict of {architecture}", len(part), file, left))
 
 
 def _line(title: str, taken: int, file: Path, dropped: Mapping[str, int]) -> str:
@@ -199,13 +204,18 @@ def _input(own: Preprocessing, published: Preprocessing | None) -> Preprocessing
     return dataclasses.replace(published, size=own.size)
 
 
-def _doubt(content: Any, format: str, backbone: nn.Module) -> str:
-    """A bare file may be of authors who normalise otherwise; nobody but the user can know."""
+def _others(content: Any, format: str, backbone: nn.Module) -> dict[str, str]:
+    """Formats that the file could also be of, whose authors normalise otherwise than the backbone -> their titles."""
     mine: Any = backbone.preprocessing
-    told = []
+    found = {}
     for name in formats.candidates(content, named=True):
         reader = formats.open_format(name)
         other = reader.PREPROCESSING
         if name != format and other is not None and (other.mean, other.std) != (mine.mean, mine.std):
-            told.append(f"@{name}: if it is {reader.TITLE}'s")
+            found[name] = reader.TITLE
+    return found
+
+
+def _doubt(others: Mapping[str, str]) -> str:
+    told = [f"@{name}: if it is {title}'s" for name, title in others.items()]
     return f"write {' or '.join(told)}, whose mean and std are others" if told else ""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compress_ssl.encoder import Encoder
+from compress_ssl.refusal import Refusal
 
 
 class Learner(nn.Module):
@@ -20,7 +21,8 @@ class Learner(nn.Module):
     Args:
         encoder: embeddings of one size after the other, as batch norm sees them; kept when the training is over.
         head: (n, D) embeddings of all views -> what is compared; thrown away.
-        parts: of each tensor, embedded one after the other, with batch-norm statistics of their own.
+        parts: of each tensor, embedded one after the other, with batch-norm statistics of their own; each of at least
+            two images.
         local_size: of views smaller than the encoder's input; a backbone that takes no other size gets them enlarged,
             at the cost of whole ones.
     """
@@ -32,7 +34,12 @@ class Learner(nn.Module):
         self.enlarges = local_size is not None and not takes(encoder, local_size)
 
     def forward(self, views: list[Tensor]) -> Any:
-        parts = [part for images in views for part in images.chunk(self.parts)]
+        if self.parts > 1 and len(views[0]) < 2 * self.parts:
+            raise Refusal(
+                f"--method.parts expected at least 2 images in each, got {len(views[0])} in {self.parts} parts on "
+                "each process: lower it, or raise --batch-size"
+            )
+        parts = [part for images in views for part in images.tensor_split(self.parts)]
         rows = [self.encoder(part, resize=self.enlarges) for part in parts]
         return self.head(rows[0] if len(rows) == 1 else torch.cat(rows))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress_ssl.refusal import Refusal
 
@@ -55,6 +55,9 @@ class ScheduleConfig:
         if not all(0 <= milestone <= 1 for milestone in self.milestones):
             raise Refusal(f"--schedule.milestones expected shares of the training in [0, 1], got {self.milestones}: "
                           "divide epochs by their number")  # fmt: skip
+        if self.final_weight_decay is not None and not 0 <= self.final_weight_decay < math.inf:
+            raise Refusal(f"--schedule.final-weight-decay expected 0 or more, got {self.final_weight_decay}: 0.4 is "
+                          "DINO's")  # fmt: skip
 
 
 def optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -69,10 +72,8 @@ def optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> to
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
     if config.name == "lars":
-        from lightly.utils.lars import LARS
-
         momentum, decay = config.sgd_momentum, config.weight_decay
-        return LARS(groups, lr=config.learning_rate, momentum=momentum, weight_decay=decay)
+        return Lars(groups, lr=config.learning_rate, momentum=momentum, weight_decay=decay)
     return torch.optim.SGD(
         groups, lr=config.learning_rate, momentum=config.sgd_momentum, weight_decay=config.weight_decay, fused=fused
     )
@@ -86,6 +87,46 @@ def _groups(parameters: list[nn.Parameter], config: OptimizerConfig) -> list[dic
     rest = [parameter for parameter in parameters if parameter.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+class Lars(torch.optim.Optimizer):
+    """SGD whose every tensor first has its gradient, decay added, brought to a thousandth of the tensor's own length.
+
+    A group that does not decay takes plain steps, and so does a tensor of length 0.
+    Source: You et al., Large Batch Training of Convolutional Networks, 2017. The step is that of lightly's LARS, but
+    for its two questions about each tensor: a GPU would run dry for them hundreds of times a step.
+    """
+
+    TRUST = 0.001  # the length of a step before the rate, as a share of the tensor's
+
+    def __init__(self, parameters: list[dict[str, Any]], *, lr: float, momentum: float, weight_decay: float):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step; `closure`, if given, computes the loss anew."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            steps: Any = [weight.grad for weight in weights]
+            if group["weight_decay"]:
+                shares = self._shares(weights, steps, group["weight_decay"])
+                steps = torch._foreach_add(steps, weights, alpha=group["weight_decay"])
+                torch._foreach_mul_(steps, shares)
+            speeds = [self.state[weight].setdefault("speed", torch.zeros_like(weight)) for weight in weights]
+            torch._foreach_mul_(speeds, group["momentum"])
+            torch._foreach_add_(speeds, steps)
+            torch._foreach_add_(weights, speeds, alpha=-group["lr"])
+        return loss
+
+    def _shares(self, weights: list[Tensor], gradients: list[Tensor], decay: float) -> list[Tensor]:
+        """What each gradient, decay added, is multiplied by: 1 for a tensor of length 0, 0 without a gradient."""
+        length, slope = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, gradients))
+        share = self.TRUST * length / (slope + decay * length + 1e-8)
+        return list(torch.where(slope == 0, 0.0, torch.where(length == 0, 1.0, share)).unbind())
 
 
 def rate(progress: float, config: ScheduleConfig) -> float:

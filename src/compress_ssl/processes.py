@@ -62,7 +62,8 @@ def everywhere(fabric: Fabric, *rows: Tensor) -> tuple[Tensor, ...]:
         return rows
     whole = []
     for part in rows:
+        part = part.contiguous()  # images lie channels last, and bytes are what is sent
         parts = [torch.empty_like(part) for _ in range(fabric.world_size)]
-        torch.distributed.all_gather(parts, part.contiguous())
+        torch.distributed.all_gather(parts, part)
         whole.append(torch.cat(parts))
     return tuple(whole)

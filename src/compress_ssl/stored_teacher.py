@@ -123,8 +123,8 @@ class StoredTeacher:
         if self._views != other._views:
             raise Refusal(f"{told} {self._views} and {other._views} random views: {end}")
         if not self._views:
-            cut = [(one.preprocessing.crop_fraction, one.preprocessing.interpolation) for one in (self, other)
-                   if one.preprocessing is not None]  # fmt: skip
+            seen = [one.preprocessing for one in (self, other) if one.preprocessing is not None]
+            cut = [(one.crop, one.crop_fraction, one.interpolation) for one in seen]
             if cut[0] != cut[1]:
                 raise Refusal(f"{told} evaluation views cut otherwise, {cut[0]} and {cut[1]}: use "
                               "--stored.student-view random")  # fmt: skip

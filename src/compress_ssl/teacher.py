@@ -177,5 +177,5 @@ class LiveTeacher:
     def identity(self) -> dict[str, str]:
         return {
             "teacher weights": weights_digest(self.encoder),
-            "teacher preprocessing": json.dumps(plain(self.preprocessing), sort_keys=True),
+            "teacher preprocessing": json.dumps(self.preprocessing.identity(), sort_keys=True),
         }

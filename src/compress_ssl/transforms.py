@@ -17,8 +17,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,12 @@ class Preprocessing:
     # evaluation: "squash" stretches both sides to size / crop_fraction instead, "border" the long side and pads the
     # short one with the mean colour; what a wide picture shows at its ends is seen by these two alone
     crop: CropMode = "center"
+
+    def identity(self) -> dict[str, Any]:
+        """What tells two apart, in plain values; a centre crop is not named, as before there were other crops, so that
+        runs and tables of that time go on."""
+        told = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: value for name, value in told.items() if (name, value) != ("crop", "center")}
 
 
 @dataclass(frozen=True, kw_only=True)

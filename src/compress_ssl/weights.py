@@ -93,7 +93,7 @@ def plain_state(content: Any, *, source: str) -> dict[str, Tensor]:
     if isinstance(content, Mapping):
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        found = _some(map(str, content)) if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        found = _some(map(str, content)) or "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise Refusal(
             f"expected a state dict (names and tensors) in {source!r}, got {found}: "
             "save the model's state_dict() and give that file."

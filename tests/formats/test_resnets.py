@@ -18,6 +18,7 @@ from compress_ssl.refusal import Refusal
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+SWAV = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)  # so in the authors' code, training and evaluation
 CIFAR = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BASIC, BOTTLENECK = (2, 2, 2, 2), (3, 4, 6, 3)
 State = dict[str, Tensor]
@@ -287,7 +288,7 @@ ORIGINALS: dict[str, tuple[str, Callable[..., Any], dict[str, Any], Any, dict[st
         NONE,
         {},
     ),
-    "swav": ("torchvision/resnet18", swav, {}, IMAGENET, {}),
+    "swav": ("torchvision/resnet18", swav, {}, SWAV, {}),
     "barlow_twins": ("timm/resnet18", barlow, {}, IMAGENET, {}),
     "vicreg": ("torchvision/resnet18", vicreg, {}, IMAGENET, {}),
     "byol": ("torchvision/resnet18", byol_reproduced, {}, IMAGENET, {}),
@@ -332,6 +333,14 @@ def test_a_published_checkpoint_gives_its_authors_features(format: str, tmp_path
     assert_features(again, lambda images: features(state, images, **padding), mean_std)
 
 
+def test_of_byols_converted_networks_the_online_one_is_taken(tmp_path: Path) -> None:
+    """Otherwise a file of both could not be opened, or would be the slow copy."""
+    state = network()
+    encoder = opened("torchvision/resnet18@FILE", byol(state), tmp_path)
+    assert_features(encoder, lambda images: features(state, images), IMAGENET)
+    assert "key encoder" in encoder.told
+
+
 @pytest.mark.parametrize(
     ("backbone", "padding"),
     [
@@ -356,7 +365,7 @@ def test_a_wide_network_is_computed_and_guessed(format: str, layout: Callable[..
     content = {"state_dict": layout(state)}
     encoder = opened("compress/resnet50_w2@FILE", content, tmp_path, size=32)
     assert encoder.width == 4096
-    assert_features(encoder, lambda images: features(state, images), NONE if format == "simclr" else IMAGENET, side=32)
+    assert_features(encoder, lambda images: features(state, images), NONE if format == "simclr" else SWAV, side=32)
     with pytest.raises(Refusal, match=rf"compress/resnet50_w2; .* as in compress/resnet50_w2@{format}:"):
         open_encoder(str(tmp_path / "file.pth"), weights="pretrained")
 
@@ -406,6 +415,15 @@ def test_a_tensor_that_nobody_can_explain_is_refused(tmp_path: Path) -> None:
     content["state_dict"]["module.encoder_q.gate.weight"] = torch.ones(3)
     with pytest.raises(Refusal, match=r"1 unexpected \(gate\.weight\)"):
         opened("torchvision/resnet18@moco_v2:FILE", content, tmp_path)
+
+
+@pytest.mark.parametrize(("classes", "mean"), [(10, (0.4914, 0.4822, 0.4465)), (100, (0.5071, 0.4865, 0.4409))])
+def test_solo_learns_cifar_is_told_by_its_classes(classes: int, mean: tuple[float, ...], tmp_path: Path) -> None:
+    """Otherwise a run on CIFAR-100 would see its pictures in CIFAR-10's colours."""
+    content = solo(network(kernel=3))
+    content["state_dict"]["classifier.weight"] = torch.ones(classes, 3)
+    encoder = opened("compress/resnet18_small_p2@FILE", content, tmp_path, size=None)
+    assert encoder.preprocessing.mean == mean
 
 
 def test_solo_learns_small_stem_is_not_taken_for_the_usual_one(tmp_path: Path) -> None:

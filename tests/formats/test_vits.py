@@ -227,6 +227,16 @@ def test_moco_v3s_small_vit_has_twelve_heads(tmp_path: Path) -> None:
     assert load_encoder(tmp_path / "run").preprocessing == encoder.preprocessing
 
 
+@pytest.mark.parametrize("patch", [4, 7])
+def test_msns_small_patches_are_computed_though_timm_has_no_name_for_them(patch: int, tmp_path: Path) -> None:
+    """Otherwise its most accurate ViTs could not be opened: the shapes fit no backbone that can be written."""
+    state, size = vit_state(192, patch=patch), 2 * patch
+    encoder = opened(msn(state), "msn", tmp_path, size=size)
+    save_encoder(encoder, tmp_path / "run")
+    for one in (encoder, load_encoder(tmp_path / "run")):
+        close(one, reference(state, pixels(size), heads=3), size=size)
+
+
 @pytest.mark.parametrize(("format", "offset"), [("dino", 0.1), ("ibot", 0.1), ("mae", 0), ("moco_v3", 0), ("msn", 0)])
 def test_positions_at_another_size_are_interpolated_as_the_authors_do(
     format: str, offset: float, tmp_path: Path
@@ -259,13 +269,51 @@ def test_a_resnet_gives_its_pooled_map(format: str, tmp_path: Path) -> None:
     assert encoder.embedding == "pooled"
 
 
-def test_a_bare_vit_by_its_own_names_says_whose_it_might_be(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backbone", ["timm/vit_tiny_patch16_224", "torchvision/resnet18"])
+def test_a_bare_vit_is_refused_until_somebody_says_whose_it_is(backbone: str, tmp_path: Path) -> None:
     """Otherwise DINO's file would be read with timm's mean of 0.5 and nobody would know."""
     torch.save(vit_state(192), tmp_path / "bare.pth")
-    encoder = open_encoder(f"timm/vit_tiny_patch16_224@{tmp_path / 'bare.pth'}", weights="pretrained", size=32)
-    assert "; write @dino: if it is DINO's" in encoder.told
-    with pytest.raises(Refusal, match="could be any of DINO"):
-        open_encoder(f"torchvision/resnet18@{tmp_path / 'bare.pth'}", weights="pretrained")
+    told = r"could be any of DINO \(@dino:\), iBOT \(@ibot:\), MAE \(@mae:\), timm \(@timm:\)"
+    with pytest.raises(Refusal, match=told) as refusal:
+        open_encoder(f"{backbone}@{tmp_path / 'bare.pth'}", weights="pretrained", size=32)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_bare_vit_is_read_where_all_who_publish_such_normalise_alike(tmp_path: Path) -> None:
+    """Otherwise timm's own files without classifier, of DeiT and its kin, could not be opened by their name."""
+    torch.save(vit_state(192), tmp_path / "bare.pth")
+    encoder = open_encoder(f"timm/deit_tiny_patch16_224@{tmp_path / 'bare.pth'}", weights="pretrained", size=32)
+    close(encoder, reference(vit_state(192), pixels(32), heads=3))
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_timms_own_file_is_read_with_the_input_of_its_name(head: bool, tmp_path: Path) -> None:
+    """Otherwise the one who has timm's weights in a file would get DINO's input, or nothing at all."""
+    classes = {"head.weight": torch.ones(5, 192), "head.bias": torch.ones(5)} if head else {}
+    torch.save(vit_state(192) | classes, tmp_path / "weights.pth")
+    file = f"{'' if head else 'timm:'}{tmp_path / 'weights.pth'}"
+    encoder = open_encoder(f"timm/vit_tiny_patch16_224@{file}", weights="pretrained", size=32)
+    assert encoder.preprocessing.mean == encoder.preprocessing.std == (0.5, 0.5, 0.5)
+    assert ("; dropped: classifier 2" in encoder.told) == head
+    assert " 150 tensors from " in encoder.told
+
+
+@pytest.mark.parametrize("format", ["dino", "ibot", "mae", "timm"])
+def test_a_bare_vit_is_the_same_one_behind_a_prefix_of_several_processes(format: str, tmp_path: Path) -> None:
+    """Otherwise it would be taken for a file of no format, and read with the input of whatever name was written."""
+    content = {"state_dict": under("module.", vit_state(192))}
+    torch.save(content, tmp_path / "bare.pth")
+    with pytest.raises(Refusal, match=rf"could be any of .*\(@{format}:\)"):
+        open_encoder(f"timm/vit_tiny_patch16_224@{tmp_path / 'bare.pth'}", weights="pretrained", size=32)
+    assert " 150 tensors " in opened(content, format, tmp_path).told
+
+
+def test_timms_resnet_may_be_called_timms(tmp_path: Path) -> None:
+    """Otherwise who names the library that the file is from would be told that it is torchvision's."""
+    torch.manual_seed(3)
+    torch.save(models.resnet18(num_classes=5).state_dict(), tmp_path / "weights.pth")
+    encoder = open_encoder(f"timm/resnet18@timm:{tmp_path / 'weights.pth'}", weights="pretrained", size=32)
+    assert encoder.told.startswith("weights: timm, 120 tensors from weights.pth; dropped: classifier 2")
 
 
 def test_a_backbone_of_another_size_is_refused_with_the_right_one(tmp_path: Path) -> None:

@@ -72,8 +72,16 @@ def test_keys_come_in_the_order_of_their_queries_and_see_other_statistics() -> N
     assert any(isinstance(module, nn.BatchNorm2d) for module in method.slow.modules())
 
 
-def test_settings_that_cannot_be_meant_are_refused() -> None:
-    """A momentum of 1 would keep the slow copy random for ever."""
-    for options in ({"momentum": 1.0}, {"bank_size": 0}, {"parts": 0}):
-        with pytest.raises(Refusal, match="expected"):
-            moco_v2.Config(**options)  # type: ignore[arg-type]
+def test_parts_of_one_image_are_refused() -> None:
+    """Batch norm has no statistics of one row: a traceback from inside the model, or rows of zeros."""
+    encoder = open_encoder("compress/resnet10_small_w8", weights="random", size=16)
+    learner = moco_v2.make_learner(moco_v2.Config(), encoder, ranks=2).train()
+    images = torch.zeros(7, 3, 16, 16, dtype=torch.uint8)
+    with pytest.raises(Refusal, match=r"--method.parts expected at least 2 images in each, got 7 in 4 parts"):
+        learner([images])
+
+
+def test_without_batch_norm_a_batch_is_embedded_at_once() -> None:
+    """A transformer would be eight times as many small kernels, for nothing."""
+    encoder = open_encoder("timm/test_vit", weights="random", size=32)
+    assert moco_v2.make_learner(moco_v2.Config(parts=8), encoder, ranks=1).parts == 1

@@ -46,6 +46,7 @@ def build(
     projection: int | None = None,
     pooling: Literal["token", "avg"] | None = None,
     heads: int | None = None,
+    patch: int | None = None,
     periods: Literal["bfloat16"] | None = None,
 ) -> nn.Module:
     """Build one of timm's models without its classifier.
@@ -56,6 +57,7 @@ def build(
         projection: numbers in the space that a CLIP tower shares with text; None for the tag's, if it has one.
         pooling: of a transformer's tokens; None for what its authors do.
         heads: attention heads, where a checkpoint was made with another number; its tensors do not tell.
+        patch: side of a transformer's patches in pixels, where no name has it.
         periods: DINOv3's rotary periods rounded as its checkpoints hold them; None for exact ones, as in timm.
     Raises: Refusal for an unknown name or tag, weights that cannot be had, or an input that is not square RGB.
     """
@@ -77,6 +79,8 @@ def build(
         arguments["global_pool"] = pooling
     if heads is not None:
         arguments["num_heads"] = heads
+    if patch is not None:
+        arguments["patch_size"] = patch
     model: Any
     if weights == "pretrained":
         model = _download(name, tags, arguments)

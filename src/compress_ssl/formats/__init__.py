@@ -32,6 +32,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from compress_ssl import vit
 from compress_ssl.architecture import resnet
 from compress_ssl.refusal import Refusal, nearest
 
@@ -248,6 +249,24 @@ def bare_resnet(content: Mapping[str, Any], *, head: str = "") -> Found | None:
         return None
     drop = {f"{prefix}fc.": head}
     return sort(content, under=under, backbone=prefix, drop=drop, architecture=resnet(state, prefix))
+
+
+def bare_vit(content: Mapping[str, Any], *, pattern: str) -> Found | None:
+    """A file that holds a ViT alone and nothing that tells whose; what a format reads only when it is named.
+
+    Args:
+        pattern: how timm calls such a ViT, as in `vit.Trunk.name`.
+    """
+    place = bare(content)
+    if place is None:
+        return None
+    under, prefix = place
+    state = state_of(content, *under)
+    assert state is not None
+    trunk = vit.trunk(state, prefix)
+    if trunk is None or not vit.is_bare(state, prefix):
+        return None
+    return sort(content, under=under, backbone=prefix, architecture=trunk.name(pattern))
 
 
 # Where torchvision's ResNet keeps its parts when it is taken apart and put together by number, as many tutorials do:

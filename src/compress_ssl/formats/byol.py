@@ -10,8 +10,9 @@ Layouts:
 The authors' own `.pkl` is a pickle of JAX objects, whose code is never run here: convert it.
 Padding: the authors' network (Haiku) pads every convolution and the pooling as TensorFlow's SAME does, less before than
 after; converted weights compute the same only in `compress/resnet50_w1_same`. torchvision/resnet50 takes them too.
-Source: Grill et al., Bootstrap Your Own Latent, NeurIPS 2020; public converters of its files. Not verified against a
-released file: the padding (taken from Haiku's default) and bicubic resizing in evaluation.
+Source: Grill et al., Bootstrap Your Own Latent, NeurIPS 2020; the authors' released code (byol/utils/networks.py: the
+padding; dataset.py: bicubic, 224 of 256, ImageNet's mean and std; TensorFlow resizes without antialiasing, Pillow with
+it); public converters of its files. Not verified against a released file.
 """
 
 from __future__ import annotations

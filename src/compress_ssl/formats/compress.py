@@ -2,7 +2,8 @@
 
 Layout: `{"opt", "model", "optimizer", "epoch"}` with `module.` before every name under `model`. The ResNets have
 torchvision's names, MobileNetV2 as well; AlexNet's f6 and f7 are `feats.0` and `feats.2`, without dropout. `fc` is the
-linear layer into the teacher's space of a 1q student, or absent; MobileNetV2's is called `fc`, too.
+linear layer after the embedding (into the teacher's space of a 1q student, to 8192 numbers of a ResNet-50), or absent;
+MobileNetV2's is called `fc`, too.
 Embedding: what goes into `fc`; AlexNet's after the ReLU of f7.
 Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, and its released models and loaders. Read from the code, not
 from the published files themselves: whether those keep `opt` and `optimizer` is not verified, both ways are read.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress_ssl import vit
 from compress_ssl.architecture import resnet
-from compress_ssl.formats import Found, sort, state_of
+from compress_ssl.formats import Found, bare_resnet, bare_vit, sort, state_of
 from compress_ssl.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
         drop = {head: "projection head", "student/": "student", "dino_loss/": "training state"}
         name = _architecture(state, prefix)
         return sort(content, under=("teacher",), backbone=prefix, drop=drop, architecture=name)
-    if named and (vit.is_bare(content) or _is_bare_resnet(content)):
-        return sort(content, architecture=_architecture(content, ""))
-    return None
+    return (bare_vit(content, pattern=PATTERN) or bare_resnet(content)) if named else None
 
 
 def fit(found: Found, backbone: Any) -> dict[str, Tensor]:
@@ -58,7 +56,3 @@ def fit(found: Found, backbone: Any) -> dict[str, Tensor]:
 def _architecture(state: Mapping[str, Any], prefix: str) -> str | None:
     trunk = vit.trunk(state, prefix)
     return resnet(state, prefix) if trunk is None else trunk.name(PATTERN)
-
-
-def _is_bare_resnet(state: Mapping[str, Any]) -> bool:
-    return "conv1.weight" in state and "layer1.0.conv1.weight" in state and "fc.weight" not in state

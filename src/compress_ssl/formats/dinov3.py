@@ -10,7 +10,8 @@ holds them. Of a bias only what its mask lets through counts; where that is zero
 names are the same function. timm averages patches by default, the authors publish the class token.
 Embedding: the class token after the last norm (of a ConvNeXt the mean over positions, normed). Evaluation: as timm has
 it for the name and the tag: satellite weights (`.sat493m`) have another mean and std than the others, and nothing in a
-file tells them apart.
+file tells them apart. timm's is the short side at 256 pixels (bicubic) and the centre 256 of it, the default of the
+authors' evaluation the centre 224.
 Source: Siméoni et al., DINOv3, 2025; names and sizes of the authors' code (facebookresearch/dinov3: hub/backbones.py,
 models/vision_transformer.py, models/convnext.py, layers/); values of stored periods as reported by people who converted
 the files. Not verified: against the published files themselves.

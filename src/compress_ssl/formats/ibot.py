@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from compress_ssl import vit
-from compress_ssl.formats import Found, sort, state_of
+from compress_ssl.formats import Found, bare_vit, sort, state_of
 from compress_ssl.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
             continue
         bare = {name: tensor for name, tensor in state.items() if name != MASK}
         trunk = vit.trunk(bare)
-        if trunk is not None and vit.is_bare(bare) and (named or MASK in state):
+        if trunk is not None and vit.is_bare(bare) and MASK in state:
             return sort(content, under=under, drop={MASK: "mask token"}, architecture=trunk.name(PATTERN))
-    return None
+    return bare_vit(content, pattern=PATTERN) if named else None
 
 
 def fit(found: Found, backbone: Any) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from compress_ssl import vit
-from compress_ssl.formats import Found, sort, state_of
+from compress_ssl.formats import Found, bare_vit, sort, state_of
 from compress_ssl.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
             continue
         encoder = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(DROP))}
         trunk = vit.trunk(encoder)
-        if trunk is not None and vit.is_bare(encoder) and (named or "decoder_embed.weight" in state):
+        if trunk is not None and vit.is_bare(encoder) and "decoder_embed.weight" in state:
             return sort(content, under=under, drop=DROP, architecture=trunk.name(PATTERN))
-    return None
+    return bare_vit(content, pattern=PATTERN) if named else None
 
 
 def fit(found: Found, backbone: Any) -> dict[str, Tensor]:

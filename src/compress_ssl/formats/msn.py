@@ -6,8 +6,9 @@ Embedding: the class token after the last norm. That is what the training matche
 authors' logistic regression on few labels takes the class token before that norm. Evaluation: short side 256, centre
 224, bilinear, ImageNet's mean and std. Positions at another size: bicubic, no antialiasing.
 Source: Assran et al., Masked Siamese Networks for Label-Efficient Learning, ECCV 2022; names of the authors' code
-(facebookresearch/msn: src/msn_train.py, src/deit.py, logistic_eval.py). The published ViTs with patches of 4 and 7
-pixels have no counterpart in timm. Not verified: against the published files themselves.
+(facebookresearch/msn: src/msn_train.py, src/deit.py, logistic_eval.py). timm has no name for the published ViTs with
+patches of 4 and 7 pixels: the one with patches of 16 is built with those. Not verified: against the published files
+themselves.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ SIGNS = ("target_encoder/", "encoder/", "prototypes", "fc.fc1.")
 PREPROCESSING: Preprocessing | None = Preprocessing(interpolation="bilinear", crop_fraction=0.875)
 EMBEDDING = "cls"
 PATTERN = "timm/vit_{size}_patch{patch}_224"
+UNNAMED = (4, 7)  # patches that no ViT of timm's has
 
 
 def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
@@ -42,8 +44,11 @@ def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
                 "encoder/": "online encoder",
                 "prototypes": "prototypes",
             }
-            name = trunk.name(PATTERN)
-            return sort(content, under=("target_encoder",), backbone=prefix, drop=drop, architecture=name)
+            unnamed = trunk.patch in UNNAMED
+            name = (trunk._replace(patch=16) if unnamed else trunk).name(PATTERN)
+            found = sort(content, under=("target_encoder",), backbone=prefix, drop=drop, architecture=name)
+            found.arguments.update({"patch": trunk.patch} if unnamed else {})
+            return found
     return None
 
 

@@ -10,7 +10,8 @@ so this is the space shared with text, not yet of length one. Evaluation: the wh
 Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023; Tschannen et al., SigLIP 2, 2025; names of
 transformers (models/siglip/modeling_siglip.py) and of open_clip (src/open_clip/timm_model.py). The published
 preprocessors resize to the square, which is taken over here; timm's configuration says a centre crop of 0.9 for
-untagged names. Not verified: against the published files themselves.
+untagged names. Those of SigLIP 2 in transformers ask for bilinear, timm's and open_clip's of the same weights for
+bicubic, as here. Not verified: against the published files themselves.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@ Layouts:
   ×1 that is any ResNet-50's file and has to be named; at ×2 and ×4 the width and the head tell;
 - the one that CompRess's authors converted for ×4: `{"state_dict"}` with TensorFlow's own numbering, `conv2d`,
   `conv2d_1`, ... and `batch_normalization`, ..., the shortcut of a stage before its first block.
-Input: pixels in [0, 1], no mean and no std.
+Input: pixels in [0, 1], no mean and no std. Bilinear, as CompRess's authors embed with it; SimCLR's own evaluation
+resizes bicubic (without antialiasing), and the public converter states its accuracies for the centre 256 pixels of 256.
 Padding: TensorFlow pads the max-pool after the last pixel, the conversions (and the paper's teacher) pad it by one on
-either side, so their accuracy is 0.1 to 0.2 points lower. `compress/resnet50_w4` is theirs, `compress/resnet50_w4_tf`
-TensorFlow's; the weights are the same. All other paddings agree.
+either side. `compress/resnet50_w4` is theirs, `compress/resnet50_w4_tf` TensorFlow's; the weights are the same. All
+other paddings agree.
 Source: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020, and its released
 TensorFlow model; public converters and CompRess's released loaders. Read from the code, not from converted files.
 """

@@ -6,9 +6,11 @@ transformers, `classifier.` (the online one), `projector.`, `predictor.`, `proto
 `momentum_backbone.`, `momentum_projector.`, `momentum_classifier.`.
 For CIFAR its ResNets have a 3×3 stem that pads by two and no max-pool: `compress/resnet18_small_p2`, not
 `compress/resnet18_small`, although the weights fit both.
-Input: what the run used, which the file does not say; the named backbone's own, and CIFAR's mean and std where the stem
-is CIFAR's.
-Source: solo-learn's released code. Read from the code, not from its published checkpoints.
+Input: what the run used, which the file does not say; the named backbone's own. Where the stem is CIFAR's, the mean and
+std that solo-learn pretrains with on CIFAR-100, if the online classifier has 100 classes, else on CIFAR-10; its linear
+evaluation takes CIFAR-10's for both, with a std rounded to 0.247, 0.243, 0.261.
+Source: solo-learn's released code (solo/data/pretrain_dataloader.py, classification_dataloader.py). Read from the code,
+not from its published checkpoints.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ TITLE = "solo-learn run"
 SIGNS = ("backbone.", "classifier.", "projector.", "momentum_backbone.")
 PREPROCESSING: Preprocessing | None = None
 EMBEDDING = ""
-CIFAR = Preprocessing(size=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), crop_fraction=1.0)
+CIFAR_10 = Preprocessing(size=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), crop_fraction=1.0)
+CIFAR_100 = Preprocessing(size=32, mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), crop_fraction=1.0)
 HEADS = {
     "classifier.": "classifier",
     "projector.": "projection head",
@@ -58,19 +61,18 @@ def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
         architecture = resnet(state, backbone)
         small = architecture is not None and architecture.startswith("compress/") and "_small" in architecture
         found = sort(content, under=under, backbone=backbone, drop=HEADS)
-        return Found(
-            found.tensors,
-            found.dropped,
-            f"{architecture}_p2" if small else architecture,
-            preprocessing=CIFAR if small else None,
-        )
+        if not small:
+            return Found(found.tensors, found.dropped, architecture)
+        rows = next((len(one) for name, one in state.items() if name.startswith("classifier.") and one.ndim == 2), 0)
+        seen = CIFAR_100 if rows == 100 else CIFAR_10
+        return Found(found.tensors, found.dropped, f"{architecture}_p2", preprocessing=seen)
     return None
 
 
 def fit(found: Found, backbone: nn.Module) -> dict[str, Tensor]:
     """Raises: Refusal if a CIFAR stem meets a backbone that pads otherwise: its weights would fit, its rows not."""
     stem: Any = getattr(backbone, "conv1", None)
-    if found.preprocessing is CIFAR and getattr(stem, "padding", None) != (2, 2):
+    if found.preprocessing is not None and getattr(stem, "padding", None) != (2, 2):
         raise Refusal(
             f"expected a stem that pads by two pixels, as solo-learn's for CIFAR does, got one that pads by "
             f"{getattr(stem, 'padding', None)}: name {found.architecture}."

@@ -5,6 +5,7 @@ Layout: a flat state dict, `module.` before torchvision's ResNet names; `module.
 checkpoint holds it under `state_dict`, beside `optimizer`, `epoch`, `amp`. Wider networks (w2, w4, w5) multiply every
 width of the ResNet: the same computation as SimCLR's wide ones, `compress/resnet50_w2`. The stem pads the image by one
 and the convolution by two more, all with zeros: the three of torchvision's.
+Input: its authors train and evaluate with a std of 0.228 in red, where everybody else has 0.229.
 Source: Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, NeurIPS 2020; the
 authors' released model and training code. Read from the code, not from the released files themselves.
 """
@@ -20,7 +21,7 @@ from compress_ssl.transforms import Preprocessing
 
 TITLE = "SwAV"
 SIGNS = ("projection_head.", "prototypes.", "layer1.0.conv1.weight")
-PREPROCESSING: Preprocessing | None = Preprocessing(size=224, crop_fraction=0.875)
+PREPROCESSING: Preprocessing | None = Preprocessing(size=224, std=(0.228, 0.224, 0.225), crop_fraction=0.875)
 EMBEDDING = ""
 
 

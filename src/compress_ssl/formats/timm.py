@@ -2,8 +2,8 @@
 
 Layouts: flat (`model.safetensors`, `pytorch_model.bin`), and what timm's training script saves, `{"epoch", "arch",
 "state_dict", "optimizer", "version", "args", "metric", ["state_dict_ema"]}`, where averaged weights are taken if there
-are any, as timm itself does. A flat ViT without classifier may be DINO's, iBOT's or MAE's, which have the same names:
-its format is to be named, or left to the backbone whose names they are.
+are any, as timm itself does. A ViT without classifier may be DINO's, iBOT's or MAE's, which have the same names: its
+format is to be named, unless the backbone normalises as they all do.
 The classifier is left behind; the projection of a CLIP tower is no classifier and stays. Preprocessing is that of the
 name and the tag: a flat file does not say whose it is, so name the tag as well, `timm/NAME.TAG@timm:FILE`.
 Source: Wightman, PyTorch Image Models (timm/models/_helpers.py, timm/utils/checkpoint_saver.py).
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from compress_ssl import vit
-from compress_ssl.formats import Found, sort, state_of
+from compress_ssl.formats import Found, bare_resnet, sort, state_of
 from compress_ssl.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -33,13 +33,16 @@ def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
     script = {"arch", "version", "state_dict", "args"} <= content.keys()
     for under in (("state_dict_ema",), ("state_dict",), ("model",), ()):
         state = state_of(content, *under)
-        if state is None or not (script or _is_timms(content, state, named)):
+        if state is None:
             continue
         prefix = "module." if all(name.startswith("module.") for name in state) else ""
+        names = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        if not (script or _is_timms(content, names, named)):
+            continue
         drop = {"state_dict/": "weights that were not averaged"} if under == ("state_dict_ema",) else {}
         architecture = f"timm/{content['arch']}" if script else None
         return sort(content, under=under, backbone=prefix, drop=drop, architecture=architecture)
-    return None
+    return bare_resnet(content, head="classifier") if named and _is_ordinary(content) else None
 
 
 def fit(found: Found, backbone: Any) -> dict[str, Tensor]:
@@ -51,10 +54,15 @@ def fit(found: Found, backbone: Any) -> dict[str, Tensor]:
     return kept
 
 
+def _is_ordinary(content: Mapping[str, Any]) -> bool:
+    """Could this be a ResNet of timm's, which has torchvision's names; no student of CompRess's, and not as wide as
+    SimCLR's?"""
+    found = bare_resnet(content, head="classifier")
+    return found is not None and "opt" not in content and found.tensors["conv1.weight"].shape[0] <= 64
+
+
 def _is_timms(content: Mapping[str, Any], state: Mapping[str, Any], named: bool) -> bool:
     """One network and nothing beside it, under names that timm alone uses; torchvision's are read as torchvision's."""
     if {"teacher", "student"} & content.keys() or any(str(name).startswith(STRANGE) for name in state):
         return False
-    if "layer4.0.conv1.weight" in state and state.get("conv1.weight", state["layer4.0.conv1.weight"]).shape[0] > 64:
-        return False  # a ResNet wider than any of timm's: SimCLR's
     return any(str(name).startswith(STEMS) for name in state) and (named or not vit.is_bare(state))

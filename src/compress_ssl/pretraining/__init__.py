@@ -16,9 +16,11 @@ what is trained, and `Method(config, learner, images=…, fabric=…)`, which ke
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
+from dataclasses import fields
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -30,6 +32,30 @@ class Views(NamedTuple):
 
     query: list[Tensor]  # for the learner
     key: list[Tensor]  # for its slow copy
+
+
+# what a number of a method's Config may be -> whether it is
+RANGES = {
+    "a number above 0": lambda value: 0 < value < math.inf,
+    "a number in [0, 1]": lambda value: 0 <= value <= 1,
+    "a number in [0, 1)": lambda value: 0 <= value < 1,
+    "0 or more": lambda value: 0 <= value < math.inf,
+    "at least 1": lambda value: 1 <= value < math.inf,
+    "at least 2": lambda value: 2 <= value < math.inf,
+}
+
+
+def check(config: Any, **expected: str) -> None:
+    """Refuse a number that no training could use, by the name of its option; None is left to mean what it means.
+
+    Args:
+        expected: field -> one of RANGES.
+    """
+    for name, told in expected.items():
+        value = getattr(config, name)
+        if value is not None and not RANGES[told](value):
+            usual = next(field.default for field in fields(config) if field.name == name)
+            raise Refusal(f"--method.{name.replace('_', '-')} expected {told}, got {value}: leave it out for {usual}")
 
 
 def names() -> list[str]:

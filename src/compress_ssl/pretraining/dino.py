@@ -3,6 +3,7 @@
 Source: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021. The head is lightly's
 (DINOProjectionHead); the loss is that of its DINOLoss as a function of tensors, for that one moves its centre while it
 compares. The slow copy's outputs are centred and sharpened, so that neither one output nor all alike win.
+Differs from the authors' code: crops are resized bilinearly, as everywhere here, not bicubically.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from compress_ssl.crops import Crops, LocalConfig, changed, usual_blur
 from compress_ssl.encoder import Encoder
 from compress_ssl.learner import Learner, follow, slow_copy
 from compress_ssl.loader import Batch
-from compress_ssl.pretraining import Views
+from compress_ssl.pretraining import Views, check
 from compress_ssl.processes import everywhere
-from compress_ssl.refusal import Refusal
 from compress_ssl.transforms import TrainView
 
 
@@ -52,10 +52,11 @@ class Config:
     colour: colour.Config = colour.Config(saturation=0.2, solarise=0.2)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum <= 1:
-            raise Refusal(f"--method.momentum expected a number in [0, 1], got {self.momentum}: the authors' is 0.996")
-        if min(self.temperature, self.key_temperature, self.key_temperature_start) <= 0:
-            raise Refusal("--method.temperature and its kin expected numbers above 0, got one that is not: raise it")
+        above, share = "a number above 0", "a number in [0, 1]"
+        check(self, temperature=above, key_temperature=above, key_temperature_start=above, clip=above)
+        check(self, key_temperature_warmup=share, freeze=share, momentum="a number in [0, 1)")
+        check(self, centre_momentum="a number in [0, 1)", outputs="at least 2")
+        check(self, hidden_width="at least 1", bottleneck_width="at least 1")
 
 
 def make_view(config: Config, size: int) -> Crops:
@@ -126,9 +127,9 @@ class Method:
             self.learner.head.last_layer.weight_v.grad.zero_()  # not None: torch's fused SGD stumbles over a later one
         if self.config.clip is not None:
             gradients = [parameter.grad for parameter in self.learner.parameters() if parameter.grad is not None]
-            lengths = torch._foreach_norm(gradients)
-            shares = [(self.config.clip / (length + 1e-6)).clamp(max=1.0) for length in lengths]
-            torch._foreach_mul_(gradients, shares)
+            shares = torch._foreach_div(torch._foreach_norm(gradients), self.config.clip)  # a few kernels for them all
+            torch._foreach_clamp_min_(shares, 1.0)
+            torch._foreach_div_(gradients, shares)
 
     def update(self, _: Tensor, key: Tensor, __: Tensor, progress: float) -> None:
         """The centre moves to the mean output of all processes; the slow copy follows, ever less."""

@@ -18,6 +18,7 @@ from lightly.models.modules.heads import MoCoProjectionHead
 from lightning.fabric import Fabric
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress_ssl import colour
 from compress_ssl.bank import Bank
@@ -25,33 +26,34 @@ from compress_ssl.crops import Crops, changed, usual_blur
 from compress_ssl.encoder import Encoder
 from compress_ssl.learner import Learner, follow, slow_copy
 from compress_ssl.loader import Batch
-from compress_ssl.pretraining import Views
+from compress_ssl.pretraining import Views, check
 from compress_ssl.processes import everywhere
-from compress_ssl.refusal import Refusal
 from compress_ssl.transforms import TrainView
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The authors' values, but for a wider choice of small images; configs/ holds what else they train with."""
+    """The authors' values but for a narrower head, which suits small images; configs/ holds theirs for ImageNet."""
 
     name: str = "moco_v2"
     temperature: float = 0.2  # divides similarities; lower looks harder at the most similar negatives
     bank_size: int = 65_536  # keys of earlier pictures; at most a tenth of the training images
     momentum: float = 0.999  # of the slow copy; a training of a few thousand steps wants 0.99
-    parts: int = 8  # of the batch, over all processes, with batch-norm statistics of their own; 1: of the whole batch
+    # of the batch, over all processes, with batch-norm statistics of their own, as on the authors' 8 GPUs; 1: the whole
+    # batch at once, which lets batch norm tell the positive key. A process embeds its parts one after the other:
+    # 284 ms instead of 229 for a small ResNet-10, 256 images of 32 pixels on one core (median of 7), and more on a GPU
+    # that a part does not keep busy
+    parts: int = 8
     hidden_width: int = 512  # of the projection head
     projection_width: int = 128  # of what the loss compares
     view: TrainView = TrainView(scale=(0.2, 1.0))  # crop and flip of both views
     colour: colour.Config = colour.Config()  # change of colours of both views
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise Refusal(f"--method.momentum expected a number in [0, 1), got {self.momentum}: the authors' is 0.999")
-        if self.bank_size < 1:
-            raise Refusal(f"--method.bank-size expected at least 1, got {self.bank_size}: the authors' is 65536")
-        if self.parts < 1:
-            raise Refusal(f"--method.parts expected at least 1, got {self.parts}: the authors have 8 GPUs")
+        check(self, temperature="a number above 0", momentum="a number in [0, 1)")
+        check(
+            self, bank_size="at least 1", parts="at least 1", hidden_width="at least 1", projection_width="at least 1"
+        )
 
 
 def make_view(config: Config, size: int) -> Crops:
@@ -60,9 +62,10 @@ def make_view(config: Config, size: int) -> Crops:
 
 
 def make_learner(config: Config, encoder: Encoder, *, ranks: int) -> Learner:
-    """The encoder under a projection head, embedding this process's share of the parts."""
+    """The encoder under a projection head, embedding this process's share of the parts; without batch norm, at once."""
     head = MoCoProjectionHead(encoder.width, config.hidden_width, config.projection_width)
-    return Learner(encoder, head, parts=-(-config.parts // ranks))
+    normed = any(isinstance(module, _BatchNorm) for module in encoder.modules())
+    return Learner(encoder, head, parts=-(-config.parts // ranks) if normed else 1)
 
 
 class Method:

@@ -22,7 +22,7 @@ from compress_ssl.crops import Crops, changed, usual_blur
 from compress_ssl.encoder import Encoder
 from compress_ssl.learner import Learner
 from compress_ssl.loader import Batch
-from compress_ssl.pretraining import Views
+from compress_ssl.pretraining import Views, check
 from compress_ssl.transforms import TrainView
 
 
@@ -36,6 +36,9 @@ class Config:
     projection_width: int = 128  # of what the loss compares
     view: TrainView = TrainView(scale=(0.2, 1.0))  # crop and flip of both views
     colour: colour.Config = colour.Config()  # change of colours of both views
+
+    def __post_init__(self) -> None:
+        check(self, temperature="a number above 0", hidden_width="at least 1", projection_width="at least 1")
 
 
 def make_view(config: Config, size: int) -> Crops:
