@@ -20,7 +20,7 @@ from compress_ssl.cli import VERBS, main
 
 TINY = "compress/resnet10_small_w8@random"
 LOCAL = ["--accelerator", "cpu", "--workers", "0"]
-DISTILL = ["distill", "--teacher", TINY, "--teacher-size", "8", "--student", TINY, *LOCAL]
+DISTILL = ["distill", "--teacher", TINY, "--teacher-size", "8", "--student", TINY, "--student-size", "8", *LOCAL]
 PRETRAIN = ["pretrain", "--encoder", TINY, "--size", "8", *LOCAL]
 EMBED = ["embed", "--encoder", TINY, "--size", "8", "--device", "cpu", "--workers", "0"]
 INTO = ["--data", "digits", "--out", "a"]
@@ -117,7 +117,7 @@ def test_every_verbs_help_is_readable(verb, flag, capsys):
     out, err = capsys.readouterr()
     assert err == ""
     assert f"compress-ssl {verb} [-h]" in out
-    assert ("--out" in out) == (verb != "doctor")  # which writes nothing
+    assert ("--out" in out) == (verb not in ("doctor", "models"))  # which write nothing
     usage, _, _, *options = out.splitlines()  # the two sentences at the top are the terminal's to wrap
     assert usage.startswith("usage: compress-ssl")
     assert max(map(len, options)) <= 80
@@ -162,6 +162,7 @@ NOT_THERE = [
     (["embde"], "expected a verb, got 'embde': did you mean 'embed'?"),
     (["--teacher", "x"], "expected a verb, got '--teacher'"),
     (["distill", "--teahcer", "x"], "got --teahcer: did you mean '--teacher'?"),
+    (["distill", "--teacher", "a", "--teacher", "b"], "expected --teacher once, got it twice"),
     (["distill", "--temperature", "0.1"], "got --temperature: did you mean '--objective.temperature'?"),
     (["distill", "--training.epochs", "3"], "got --training.epochs: did you mean '--epochs'?"),
     (["distill"], "expected --teacher, --data, --out, got nothing for them: see compress-ssl distill --help"),

@@ -943,7 +943,7 @@ def test_options_that_do_not_go_with_a_table_are_refused_before_it_is_read(
     with pytest.raises(Refusal, match=r"--unusual expected skip, .*, got convert"):
         distill.run(replace(config, unusual="convert"))
     monkeypatch.setattr("compress_ssl.room.free_memory", lambda: 1000)
-    monkeypatch.setattr(distill, "open_teacher", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(distill, "open_teachers", lambda *_, **__: pytest.fail("read"))
     with pytest.raises(Refusal, match=r"--stored\.in-memory expected .* of free memory, .*, got 1e-06 GB"):
         distill.run(replace(config, out=config.out.parent / "other", stored=StoredConfig(in_memory=True)))
 
@@ -1210,3 +1210,19 @@ def test_a_run_that_reads_in_workers_ends_when_it_is_stopped(config: Config, num
         process.kill()
     assert process.returncode == 130, told
     assert "everything is saved" in told
+
+
+def test_a_student_at_a_size_far_from_its_own_is_told(tmp_path: Path) -> None:
+    """Ten times the hours of a student at its own size, for a line that nobody has read."""
+    config = Config(teacher="t", data="digits", out=tmp_path, student="compress/resnet18_small")
+    own = open_encoder(config.student, weights="random").preprocessing.size
+    told = f"the student is trained at 224 pixels, its teacher's; its own are {own}: --student-size {own}"
+    state = torch.random.get_rng_state()
+    assert distill.size_told(config, 224) == told
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not distill.size_told(config, own + 8)
+    assert not distill.size_told(replace(config, student_size=224), 224)
+    encoder = open_encoder("compress/resnet10_small_w8", weights="random", size=16)
+    save_encoder(encoder, tmp_path / "student")
+    assert "its own are 16:" in distill.size_told(replace(config, student=str(tmp_path)), 224)
+    assert not distill.size_told(replace(config, student="timm/nothing"), 224), "whoever opens it refuses it"

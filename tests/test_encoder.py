@@ -191,7 +191,7 @@ def test_weights_of_the_published_size_are_interpolated_for_another_and_saved_as
     published = open_encoder("timm/test_vit", weights="random")
     save_encoder(published, tmp_path / "published")
     file = tmp_path / "published" / "model.safetensors"
-    small = open_encoder(f"timm/test_vit@{file}", weights="pretrained", size=64)
+    small = open_encoder(f"timm/test_vit@timm:{file}", weights="pretrained", size=64)
     assert torch.equal(small.backbone.patch_embed.proj.weight, published.backbone.patch_embed.proj.weight)
     assert small.backbone.pos_embed.shape[1] == 1 + 16
     from_run = open_encoder(str(tmp_path / "published"), weights="pretrained", size=64)
@@ -203,7 +203,7 @@ def test_weights_of_the_published_size_are_interpolated_for_another_and_saved_as
     back = open_encoder(str(tmp_path / "small"), weights="pretrained", size=96)
     assert back.backbone.pos_embed.shape[1] == 1 + 36
     fits = tmp_path / "small" / "model.safetensors"
-    direct = open_encoder(f"timm/test_vit@{fits}", weights="pretrained", size=64)
+    direct = open_encoder(f"timm/test_vit@timm:{fits}", weights="pretrained", size=64)
     assert torch.equal(direct.backbone.pos_embed, small.backbone.pos_embed)
 
 

@@ -135,6 +135,15 @@ def test_only_a_student_with_a_projector_queries_the_teachers_gallery(scored):
     assert found["student_1q"]["missing"] == {}
 
 
+def test_a_projector_that_no_student_has_is_refused_before_anything_is_embedded(models, tmp_path):
+    """It would be left aside in silence, or refused after an hour of embedding."""
+    for students, told in ((["plain"], "got teacher_2 and none: leave it out"), (["student"], "got teacher_2: ")):
+        asked = [models / "teacher", *(models / name for name in students)]
+        with pytest.raises(Refusal, match=f"--projector expected .*{told}"):
+            run(asked, "digits", tmp_path / "out", projector="teacher_2")
+        assert not (tmp_path / "out").exists()
+
+
 def test_the_table_is_shown_and_the_pictures_are_written(models, tmp_path, capfd):
     """Hours of scoring would end without a number on the screen."""
     run(

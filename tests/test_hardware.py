@@ -91,3 +91,17 @@ def test_a_process_left_behind_is_ended() -> None:
 
     hardware._see_off(Hanging())  # type: ignore[arg-type]
     assert told.killed
+
+
+def test_emulated_bf16_is_told_and_lightnings_own_line_is_not(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """People ask for bf16 to be quicker; on most processors it is several times slower, in silence."""
+    caplog.set_level("INFO")
+    for fast, told in ((False, "--precision bf16 is emulated, several times slower"), (True, "")):
+        monkeypatch.setattr(hardware, "has_fast_bf16", lambda _, fast=fast: fast)
+        launch(replace(HARDWARE, precision="bf16"), 0)
+        seen = capfd.readouterr()
+        assert told in seen.err
+        assert bool(told) == ("emulated" in seen.err)
+        assert "bfloat16 Automatic" not in seen.err + seen.out + caplog.text

@@ -123,6 +123,57 @@ def test_nothing_is_asked_of_the_network(capsys: pytest.CaptureFixture[str], mon
             models.run(models.Config(pattern=spec))
 
 
+@pytest.mark.parametrize("path", ["/nowhere/none.pth", "./none", "none.safetensors", "none.onnx", "none.onnx:rows"])
+def test_a_path_where_nothing_lies_is_told_as_that(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slip in a path got the model with the most similar name, after all names were read."""
+    monkeypatch.setattr(models, "_all_names", lambda: pytest.fail("looked among the models"))
+    with pytest.raises(Refusal, match=f"got '{path}', where nothing lies: check the path"):
+        models.run(models.Config(pattern=path))
+
+
+def test_a_name_like_none_gets_no_suggestion() -> None:
+    """`nosuchthing` is not a slip for any model."""
+    with pytest.raises(Refusal, match=r"got 'nosuchthing', which matches none: write less of the name\.$"):
+        models.run(models.Config(pattern="nosuchthing"))
+
+
+def test_a_folder_of_transformers_is_told_its_prefix(tmp_path: Path) -> None:
+    """It is neither a run nor broken: one word is missing."""
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(Refusal, match=f"a model of transformers in it: write transformers/{tmp_path}"):
+        models.run(models.Config(pattern=str(tmp_path)))
+
+
+def test_pixels_as_they_are_are_shown_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads a std of 0.003922 as nothing done."""
+    (tmp_path / "taught.py").write_text("def encode(images): return images.flatten(2).float().mean(2)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    models.run(models.Config(pattern="python/taught:encode"))
+    out = capsys.readouterr().out
+    assert "pixels as they are" in out
+    assert "std" not in out
+
+
+def test_a_file_that_could_be_several_authors_is_answered_with_all(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Whoever asks what a file is gets no error: nothing is wrong with it."""
+    import timm
+
+    state = timm.create_model("vit_small_patch16_224", num_classes=0).state_dict()
+    file = tmp_path / "vits_bare.pth"
+    torch.save(state, file)
+    (about,) = listed(capsys, str(file))
+    assert about["spec"] is None
+    assert {"dino", "mae", "timm"} <= about["candidates"].keys()
+    assert about["candidates"]["dino"] == f"timm/vit_small_patch16_224@dino:{file}"
+    assert main(["models", str(file)]) == 0
+    assert f"write          {about['candidates']['dino']}" in capsys.readouterr().out
+
+
 def test_help_answers_at_once() -> None:
     """Importing the model libraries takes seconds, which nobody waits for to read a page."""
     code = (
@@ -133,6 +184,13 @@ def test_help_answers_at_once() -> None:
     start = time.monotonic()
     subprocess.run([sys.executable, "-m", "compress_ssl.cli", "--help"], check=True, capture_output=True)
     assert time.monotonic() - start < 5, "half a second where nothing else runs"
+
+
+def test_a_list_can_be_cut_short() -> None:
+    """`| head` would end in a traceback."""
+    command = f"{sys.executable} -m compress_ssl.cli models resnet10 --limit 4 | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_limit_is_a_count() -> None:

@@ -70,6 +70,7 @@ def test_without_a_projector_only_an_equally_wide_student_learns_the_teachers_sp
         ({"kind": "mlp", "hidden_width": 0}, "--projector.hidden-width expected at least 1"),
         ({"kind": "linear", "layers": 3}, "--projector.layers expected --projector.kind mlp, got linear"),
         ({"batch_norm": False}, "--projector.batch-norm expected --projector.kind mlp, got auto"),
+        ({"layers": 3}, "--projector.layers expected --projector.kind mlp, got auto: add --projector.kind mlp"),
     ],
 )
 def test_an_option_that_would_change_nothing_is_refused(options: dict[str, Any], told: str) -> None:
@@ -101,6 +102,17 @@ def test_the_projector_of_a_teacher_is_found_by_number_and_by_name(tmp_path: Pat
     for asked, told in (("teacher", "got teacher: say which"), ("teacher_20", "did you mean 'teacher_2'")):
         with pytest.raises(Refusal, match=f"expected one of the teachers of s, .*{told}"):
             choose_projector(kept, asked, option="--space", student="s")
+
+
+def test_two_teachers_with_one_last_name_are_told_apart(tmp_path: Path) -> None:
+    """Tables are often called alike: of moco/table and dino/table the first would be taken, without a word."""
+    for number, spec in enumerate(("moco/table", "dino/table"), 1):
+        about = About(Shape((5, number)), "teacher", spec)
+        save_projector(about.shape.build(), tmp_path / f"projector_{number}.safetensors", about)
+    kept = load_projectors(tmp_path)
+    assert choose_projector(kept, "dino/table", option="--space", student="s").width == 2
+    with pytest.raises(Refusal, match=r"teacher_1 \(moco/table\), teacher_2 \(dino/table\), got table: say which"):
+        choose_projector(kept, "table", option="--space", student="s")
 
 
 def test_a_projector_into_a_space_of_its_own_is_no_teachers(tmp_path: Path) -> None:

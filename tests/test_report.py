@@ -711,6 +711,78 @@ def test_the_page_goes_where_it_was_asked_to_go(tmp_path: Path) -> None:
         assert "<title>My &lt;own&gt; page</title>" in path.read_text()
 
 
+# ---- several teachers ------------------------------------------------------------------------------------------------
+
+
+def of_two_teachers(folder: Path, *, one: float = 0.85) -> Path:
+    """A run with two teachers, one weak and one strong, as `distill` leaves it."""
+    first = entry(one=0.8, overlap=1.0, parameters=200_000, flops=8_000_000, role="teacher", weight=0.25)
+    second = entry(one=0.9, overlap=1.0, parameters=400_000, flops=8_000_000, role="teacher", weight=0.75)
+    student = entry(one=one, overlap=0.4, parameters=100_000, flops=8_000_000, spec=str(folder))
+    student["metrics"] |= {"neighbour_overlap_10_teacher_1": 0.7, "neighbour_overlap_10_teacher_2": 0.3}
+    models = {"teacher_1": first, "teacher_2": second, "student": student}
+    write_pictures(write_results(folder, models), tuple(models))
+    scores = {f"neighbour_overlap_10{of}": 0.4 for of in ("", "_teacher_1", "_teacher_2")}
+    scores |= {"nearest_neighbour": one, "teacher_1_nearest_neighbour": 0.8, "teacher_2_nearest_neighbour": 0.9}
+    lines = [{"kind": "train", "step": 9, "epoch": 1.0, "loss": 2.0}]
+    lines += [{"kind": "validation", "step": step, "epoch": step / 9, **scores} for step in (0, 9)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("one", "expected"),
+    [
+        (0.85, "below teacher_2 (90.0 %) and above teacher_1 (80.0 %)."),
+        (0.7, "below teacher_2 (90.0 %) and teacher_1 (80.0 %)."),
+        (0.9, "level with teacher_2 (90.0 %) and above teacher_1 (80.0 %)."),
+        (0.95, "above teacher_2 (90.0 %) and teacher_1 (80.0 %)."),
+    ],
+)
+def test_the_sentence_compares_with_every_teacher_by_name(one: float, expected: str, tmp_path: Path) -> None:
+    """A student below its better teacher would be told as one above its teacher."""
+    comparisons, _ = compare(read_folders([str(of_two_teachers(tmp_path / "run", one=one))]))
+    said = sentence(comparisons[0]).replace(THIN, " ")
+    assert said.startswith(
+        f"student reaches {100 * one:.1f} % in 1-NN, {expected} It shares only 4.0 of its teachers’ "
+    )
+    assert "as a weighted mean: 7.0 of teacher_1’s and 3.0 of teacher_2’s." in said
+    assert said.endswith(
+        "Beside teacher_1 it has 2× fewer parameters and as many multiply-adds, "
+        "beside teacher_2 it has 4× fewer parameters and as many multiply-adds."
+    )
+
+
+def test_beside_several_teachers_no_number_is_of_one_unnamed(tmp_path: Path) -> None:
+    """Numbers that are of the first teacher, or of all, would be read as of the other."""
+    parsed = page_of(of_two_teachers(tmp_path / "run"))
+    _, headings, *rows = parsed.tables[0]
+    kept = [place for place, heading in enumerate(headings) if heading.startswith("Neighbours kept")]
+    assert [headings[place] for place in kept] == [
+        "Neighbours kept, of 10, weighted mean",
+        *(f"Neighbours kept of teacher_{number}, of 10" for number in (1, 2)),
+    ]
+    assert [[row[place][:3] for place in kept] for row in rows] == [["–mi"] * 3, ["–mi"] * 3, ["4.0", "7.0", "3.0"]]
+    assert rows[2][1] == f"85.0{THIN}%", "no share of one teacher's score"
+    assert all(f"weight {weight}{THIN}%" in row[0] for row, weight in zip(rows[:2], ("25.0", "75.0"), strict=True))
+    text = parsed.text.replace(THIN, " ")
+    assert "weighted as they teach (teacher_1 25.0 %, teacher_2 75.0 %)" in text
+    assert "upright stroke on a bar" not in text
+    assert not [tag for tag, attributes in parsed.tags if tag == "b" and "left:" in attributes.get("style", "")]
+    assert "4 of teacher_1’s 5 kept" not in text, "the student is two places behind the first"
+    assert "3 of teacher_1’s 5 kept4 of teacher_2’s 5 kept" in text
+    frames = [attributes["class"] for _, attributes in parsed.tags if attributes.get("class", "").startswith("frame ")]
+    assert all("own" in frame for frame in frames[3:13]), "neither teacher's row is held to the other"
+    assert "One value logged: student 2." in text
+
+
+def test_a_dot_alone_stands_on_an_axis_from_nought() -> None:
+    """A loss of 2.0 logged once would have an axis from 1.9 to 2.1, as if it had been measured so finely."""
+    figure = curves.layout([{"name": "student", "curve": [(1.0, 2.0)], "run": 0}])
+    assert [words for _, words in figure["values"]] == ["0", "0.5", "1", "1.5", "2"]
+    assert figure["epochs"][0][1] == "0"
+
+
 # ---- in a browser ----------------------------------------------------------------------------------------------------
 
 
@@ -820,6 +892,13 @@ def test_no_width_needs_sideways_scrolling_of_the_page(browser: Any, page: Path,
     )
     assert outside == []
     assert browser.execute_script("return document.querySelector('.scroll').scrollWidth > innerWidth") == (width < 1000)
+
+
+def test_a_table_of_two_teachers_fits_a_screen_of_1200(browser: Any, tmp_path: Path) -> None:
+    """Its last column would be cut, and nobody scrolls for what does not show."""
+    show(browser, report.run(Config(runs=(str(of_two_teachers(tmp_path / "run")),))), width=1200)
+    spare = "const frame = document.querySelector('.scroll'); return frame.clientWidth - frame.scrollWidth"
+    assert browser.execute_script(spare) >= 0
 
 
 def test_curves_are_labelled_legibly_on_a_phone(browser: Any, page: Path) -> None:

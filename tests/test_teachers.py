@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from compress_ssl.projector import ProjectorConfig
 from compress_ssl.refusal import Refusal
 from compress_ssl.stored_teacher import StoredConfig
 from compress_ssl.teachers import open_teachers, teacher_specs
-from compress_ssl.training import TrainingConfig
+from compress_ssl.training import TrainingConfig, scores_told
 from compress_ssl.transforms import RandomView, ReplayView, TrainView
 
 EPOCH, NEVER = 9, 1e9  # steps; minutes
@@ -107,6 +110,11 @@ def test_two_live_teachers_are_named_in_every_score_and_on_the_page(home: Path, 
     page = Path(report.run(report.Config(runs=(str(run),)))).read_text()
     assert page.count('<tr class="teacher">') == 2
     assert page.count('<tr class="student">') == 1
+    assert "Neighbours kept of teacher_2, of 10</a>" in page
+    assert "neighbour_overlap_10" not in models["teacher_1"]["metrics"], "nobody's student"
+    told = scores_told({name: value for name, value in last.items() if "neighbour" in name})
+    assert f"neighbours kept {last['neighbour_overlap_10']:.3f} (weighted mean; teacher_1 {each[0]:.3f}, " in told
+    assert "teacher 1" not in told
     # and its rows are found again in the space of either teacher
     for space, width in (("2", 128), (str(home / "live"), 64)):
         table = tmp_path / f"space_{width}"
@@ -237,3 +245,22 @@ def test_the_command_line_and_a_file_take_one_teacher_or_several(tmp_path: Path)
     for written, expected in (("teacher: a\n", "a"), ("teacher: [a, b]\nteacher_weights: [2, 1]\n", ("a", "b"))):
         (tmp_path / "run.yaml").write_text(written)
         assert parsed(str(tmp_path / "run.yaml")).teacher == expected
+
+
+def test_two_processes_train_an_mlp_with_batch_norm_for_two_teachers(home: Path, tmp_path: Path) -> None:
+    """A second device would end in a hang, or in weights that differ from process to process."""
+    run = tmp_path / "run"
+    both = [str(home / "live"), str(home / "table")]
+    command = [sys.executable, "-m", "compress_ssl.cli", "distill", "--teacher", *both,
+               "--data", str(home / "photos"), "--student", "compress/resnet10_small_w8", "--out", str(run),
+               "--projector.kind", "mlp", "--epochs", "0.7", "--batch-size", "16", "--devices", "2", "--accelerator",
+               "cpu", "--precision", "32", "--workers", "0", "--held-out", "60", "--log-every-steps", "1"]  # fmt: skip
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    told = subprocess.run(command, capture_output=True, text=True, env=alone, timeout=200)
+    assert told.returncode == 0, told.stderr
+    assert "Traceback" not in told.stderr
+    assert np.isfinite(losses(run)).all()
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["parts"]
+    assert {"1", "2"} == state["objective"].keys()
+    assert [name for name in state["student"] if name.startswith("projector.1.") and "running_mean" in name]
+    assert [name for name in state["momentum"] if name.startswith("projector.1.") and "running_mean" in name]

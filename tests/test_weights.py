@@ -182,6 +182,29 @@ def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
         read_weights(tmp_path / "model.pth")
 
 
+class Net(nn.Linear):
+    """A class of the user's own."""
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("model", [nn.Linear(2, 3), Net(2, 3)])
+def test_the_advice_for_a_whole_pickled_model_works(model: nn.Module, new: bool, tmp_path: Path) -> None:
+    """A module has no ['state_dict']: the line that was to help would end in a TypeError."""
+    torch.save(model, tmp_path / "model.pth", _use_new_zipfile_serialization=new)
+    advice = r"with torch\.save\(torch\.load\(FILE, weights_only=False\)\.state_dict\(\), NEW_FILE\)\.$"
+    with pytest.raises(Refusal, match=advice):
+        read_weights(tmp_path / "model.pth")
+    torch.save(torch.load(tmp_path / "model.pth", weights_only=False).state_dict(), tmp_path / "new.pth")
+    assert read_weights(tmp_path / "new.pth").keys() == {"weight", "bias"}
+
+
+def test_a_number_of_torchs_is_no_reason(tmp_path: Path) -> None:
+    """'cannot be read (101)' sends people to search for an error 101."""
+    (tmp_path / "notes.pth").write_text("hello")
+    with pytest.raises(Refusal, match=r"of 5 bytes that cannot be read: copy or download"):
+        read_weights(tmp_path / "notes.pth")
+
+
 @pytest.mark.parametrize("kind", ["torch", "torch, old", "safetensors"])
 @pytest.mark.parametrize("kept", [0, 1, 100, -9])
 def test_a_damaged_file_is_refused(kind: str, kept: int, tmp_path: Path) -> None:

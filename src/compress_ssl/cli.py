@@ -166,8 +166,15 @@ def _given(arguments: list[str], known: dict[str, Any], program: str) -> dict[st
             ends = [option for option in names if option.endswith(f".{flag[2:]}")]  # --temperature, without its group
             advice = f"did you mean {ends[0]!r}?" if ends else nearest(flag, names)
             raise Refusal(f"expected an option of {program}, got {flag}: {advice}")
+        if name in given and _takes_several(known[name]):
+            raise Refusal(f"expected {flag} once, got it twice, of which one would be lost: write its values one after "
+                          f"the other, {flag} A B")  # fmt: skip
         words = given[name if name in known else positive] = [value] if equals else []
     return given
+
+
+def _takes_several(kind: Any) -> bool:
+    return any(typing.get_origin(one) is tuple for one in (kind, *typing.get_args(kind)))
 
 
 def _with_nones(arguments: list[str], known: dict[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from compress_ssl import colour, compilation, datasets, objectives, optim
 from compress_ssl.datasets import ImageSet, Splits
 from compress_ssl.device import refuse_unsafe
-from compress_ssl.encoder import Encoder, open_encoder
+from compress_ssl.encoder import Encoder, open_encoder, own_size
 from compress_ssl.hardware import HardwareConfig, launch
 from compress_ssl.loader import Batch, TrainLoader, refuse_skipped
 from compress_ssl.momentum import Momentum
@@ -157,6 +157,8 @@ def run(config: Config) -> Path:
     )
     if config.resume:
         training.resume(config.out)
+    if not config.resume and fabric.is_global_zero and (told := size_told(config, encoder.preprocessing.size)):
+        console.print(told, highlight=False)
     if judges is not None and automatic:  # a resumed run keeps those it started with
         for told in temperatures_told(objective, judges, teachers.names):
             console.print(told, highlight=False)
@@ -169,6 +171,14 @@ def run(config: Config) -> Path:
     if scorer is not None:
         scorer.finish()
     return config.out
+
+
+def size_told(config: Config, size: int) -> str:
+    """That the student's input is the teacher's, if its own is very different; it decides what a step costs."""
+    own = own_size(config.student) if config.student_size is None else None
+    if own is None or max(size, own) < 2 * min(size, own):
+        return ""
+    return f"the student is trained at {size} pixels, its teacher's; its own are {own}: --student-size {own}"
 
 
 class Step:

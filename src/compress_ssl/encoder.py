@@ -12,6 +12,7 @@ import difflib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -169,6 +170,23 @@ def open_encoder(spec: str, *, weights: Weights, size: int | None = None) -> Enc
     return encoder
 
 
+def own_size(spec: str) -> int | None:
+    """Pixels of the input that a model has when nobody asks for another; None where that takes more than its name."""
+    parsed = read_spec(spec)
+    try:
+        if parsed.kind == "run":
+            home = model_folder(Path(spec))
+            return None if home is None else json.loads((home / "model.json").read_text())["preprocessing"]["size"]
+        if parsed.kind in FAMILIES:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # timm's, of random numbers that are not drawn
+                backbone: Any = build(f"{parsed.kind}/{parsed.name}", weights="random", size=None)
+            return backbone.preprocessing.size
+    except Exception:  # a model that cannot be built without memory; whoever opens it hears of other troubles
+        return None
+    return None
+
+
 def tell(encoder: Encoder) -> None:
     """Say on stderr, in one line, what was taken from the encoder's weights file and what was left; if from one."""
     if encoder.told and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # not once a process
@@ -205,6 +223,9 @@ def _split(arguments: Mapping[str, Any]) -> tuple[int | None, dict[str, Any]]:
 
 def _unknown(parsed: Spec) -> Refusal:
     kinds = "timm/NAME, torchvision/NAME, compress/NAME or a run folder"
+    if parsed.kind == "folder" and _is_of_transformers(Path(parsed.text)):
+        return Refusal(f"expected {kinds}, got the folder {parsed.text!r} with a model of transformers in it: write "
+                       f"transformers/{parsed.text}.")  # fmt: skip
     if parsed.kind == "folder":
         return Refusal(
             f"expected {kinds}, got the folder {parsed.text!r} with neither student/model.json nor model.json in it: "
@@ -220,6 +241,13 @@ def _unknown(parsed: Spec) -> Refusal:
     close = difflib.get_close_matches(bare, full, n=1, cutoff=0.7)
     hint = f"did you mean {full[close[0]]!r}?" if close else "check the path."
     return Refusal(f"expected {kinds}, got {parsed.text!r}, where nothing lies: {hint}")
+
+
+def _is_of_transformers(folder: Path) -> bool:
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _backbone_for(file: Path) -> str:

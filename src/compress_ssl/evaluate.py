@@ -93,6 +93,7 @@ def run(config: Config) -> Path:
     kept = {
         name: from_stored(rows, splits, strict=config.strict) for name, rows in stored.items()
     }  # refused before hours, if at all
+    projectors = _projectors(config.projector, named, console)
     config.out.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(config.out)
 
@@ -133,10 +134,8 @@ def run(config: Config) -> Path:
         train[name] = embed_split(encoder, splits.train, view, f"{name}, train")
         test[name] = embed_split(encoder, splits.test, view, f"{name}, test")
         augmented[name] = _augmented(encoder, splits.train, embed_split)
-        home = model_folder(Path(spec))
-        projector = _into_first(load_projectors(home) if home else [], config.projector, named, name, console)
-        if projector is not None:
-            both = torch.nn.Sequential(encoder, projector.module.to(device))
+        if name in projectors:
+            both = torch.nn.Sequential(encoder, projectors[name].module.to(device))
             projected[name] = embed_split(both, splits.test, view, f"{name}, projected")
         about[name] = {"spec": spec, **describe(encoder, device)}
     where = "cpu" if device.type == "mps" else str(device)  # the search needs float64, which Apple's devices lack
@@ -336,6 +335,10 @@ def result_table(scores: dict[str, dict[str, Any]], about: dict[str, dict[str, A
         table.add_column(heading, justify="right")
     table.add_column("params", justify="right", no_wrap=True)
     table.add_column("MACs", justify="right", no_wrap=True)
+    weights = {name: told["weight"] for name, told in about.items() if "weight" in told}
+    if weights:
+        told = ", ".join(f"{name} {100 * weight:.1f} %" for name, weight in weights.items())
+        table.caption = f"kept@10: mean over the teachers, by their weights: {told}; kept 1, 2, …: of each one's"
     for name, one in scores.items():
         values = [f"{100 * one['metrics'][metric]:.1f}" if metric in one["metrics"] else "–" for metric in columns]
         sizes = [_rounded(about[name][key]) if key in about[name] else "–" for key in ("parameters", "flops")]
@@ -357,6 +360,24 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
             raise Refusal(f"expected every model once, got {given} twice: name them apart with NAME=SPEC")
         named[name] = spec
     return named
+
+
+def _projectors(asked: str | None, named: dict[str, str], console: Console) -> dict[str, Kept]:
+    """Of each student that has one, the projector into the space of the first model.
+
+    Raises: Refusal if one is asked for and no student has any.
+    """
+    found = {}
+    for name, spec in named.items():
+        home = model_folder(Path(spec))
+        projector = _into_first(load_projectors(home) if home else [], asked, named, name, console)
+        if projector is not None:
+            found[name] = projector
+    if asked is not None and not found:
+        raise Refusal(f"--projector expected a student with a projector into its teacher's space (trained by "
+                      f"compress_1q or regression) after the first model, got {asked} and none: leave it "
+                      "out")  # fmt: skip
+    return found
 
 
 def _into_first(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import logging
 import os
 import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, NamedTuple
@@ -13,11 +17,15 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.fabric.strategies import DDPStrategy
+from lightning_utilities.core import rank_zero
 
 from compress_ssl.device import has_fast_bf16
 from compress_ssl.refusal import Refusal
 
 PATIENCE = timedelta(days=1)  # of processes that wait while the first one embeds or scores; torch's is 10 to 30 minutes
+
+
+LIGHTNINGS_PRECISION = "Using bfloat16 Automatic Mixed Precision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +52,9 @@ def launch(config: HardwareConfig, seed: int) -> Fabric:
     if config.devices < 1:
         raise Refusal(f"--devices expected at least 1, got {config.devices}: raise it")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(torch.device(accelerator)))
+    if config.precision == "bf16" and accelerator == "cpu" and not has_fast_bf16(torch.device("cpu")):
+        _tell_once("this processor has no bf16 of its own: --precision bf16 is emulated, several times slower than "
+                   "--precision 32")  # fmt: skip
     devices, nodes = _processes(config)
     if seed < 0:
         raise Refusal(f"--seed expected 0 or more, got {seed}: choose another")
@@ -52,13 +63,14 @@ def launch(config: HardwareConfig, seed: int) -> Fabric:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     if SLURMEnvironment.detect() and "SLURM_NTASKS_PER_NODE" not in os.environ:
         os.environ["SLURM_NTASKS_PER_NODE"] = str(devices)  # `srun -n 4` does not set it, and Lightning asks for it
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=DDPStrategy(timeout=PATIENCE) if devices * nodes > 1 else "auto",
-        precision="bf16-mixed" if bf16 else "32-true",
-    )
+    with _without(LIGHTNINGS_PRECISION):
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            strategy=DDPStrategy(timeout=PATIENCE) if devices * nodes > 1 else "auto",
+            precision="bf16-mixed" if bf16 else "32-true",
+        )
     fabric.launch()
     for process in getattr(fabric.strategy.launcher, "procs", ()):
         atexit.register(_see_off, process)
@@ -97,6 +109,27 @@ def standing() -> Standing:
     else:
         return Standing()
     return Standing(*(int(os.environ[name]) for name in names))
+
+
+def _tell_once(told: str) -> None:
+    """On stderr; of several processes only one says it."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))) == "0":
+        print(told, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _without(beginning: str) -> Iterator[None]:
+    """Lightning's log without its lines that begin like this."""
+    log = rank_zero.log  # fabric's, or of Lightning's other half once that is imported
+
+    def others(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(beginning)
+
+    log.addFilter(others)
+    try:
+        yield
+    finally:
+        log.removeFilter(others)
 
 
 def _see_off(process: subprocess.Popen) -> None:

@@ -7,24 +7,31 @@ multiply-adds are counted at its own input size. Nothing is downloaded. Each lin
 "published" for torchvision; null), licence (of those weights; null where none is stated), use ("both"; "student": a
 teacher with weights of yours alone, as NAME@FILE; "teacher"), trouble (why it cannot be used, else null)}. Of a
 checkpoint: {name, format, title, architecture, tensors, dropped: {what: tensors}, embedding, preprocessing, spec (to be
-written as a model; null where the architecture is not known)}.
+written as a model; null where the architecture is not known), candidates (only where the file does not say whose it is:
+{format: spec})}.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import fnmatch
 import json
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from compress_ssl.backbones import EXTERNAL, FAMILIES, own_names, read_spec
-from compress_ssl.refusal import Refusal, nearest
+from compress_ssl.backbones import AS_THEY_ARE, EXTERNAL, FAMILIES, ONNX_FILE, own_names, read_spec
+from compress_ssl.refusal import Refusal
+
+if TYPE_CHECKING:
+    from compress_ssl.formats import Found
 
 COLUMNS = {"parameters": 10, "multiply_adds": 9, "width": 6, "input_size": 6, "embedding": 10, "use": 8}  # characters
 HEADINGS = {
@@ -34,6 +41,7 @@ HEADINGS = {
     "weights": "weights (licence)",
 }
 NAMES = {"multiply_adds": "multiply-adds", "spec": "write"}
+SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".tar", ".pkl", ".npz", ".onnx", ".torch", ".th")
 UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
@@ -42,7 +50,8 @@ class Config:
     """List models that can be teacher or student; or say what a checkpoint, an ONNX file, a folder or a run is."""
 
     # part of a name (resnet18), a shell pattern ('timm/vit_tiny*'; 'resnet18.*' lists timm's weights by their tags),
-    # or a checkpoint file, a run, FILE.onnx, python/MODULE:FUNCTION; left out: the families
+    # or a checkpoint file, a run, FILE.onnx, python/MODULE:FUNCTION (its attributes: size, 224 pixels without it, and
+    # width); left out: the families
     pattern: Annotated[str, tyro.conf.Positional] = ""
     limit: int = 40  # models to list at most, for each is built; 0: all
     json: bool = False  # print one JSON object a line
@@ -53,7 +62,15 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Print what was asked for, line by line."""
+    """Print what was asked for, line by line; whoever has seen enough (`| head`) may end it."""
+    try:
+        _tell(config)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell(config: Config) -> None:
     if config.pattern and (found := _one_thing(config.pattern)) is not None:
         _print_one(found, as_json=config.json)
         return
@@ -105,7 +122,11 @@ def recognised(file: Path) -> dict[str, Any]:
     from compress_ssl import formats
     from compress_ssl.weights import read_checkpoint
 
-    name, found = formats.recognise(read_checkpoint(file), source=str(file))
+    content = read_checkpoint(file)
+    possible = {} if formats.candidates(content, named=False) else formats.candidates(content, named=True)
+    if len(possible) > 1:
+        return _undecided(file, possible)
+    name, found = formats.recognise(content, source=str(file))
     reader = formats.open_format(name)
     published = found.preprocessing or reader.PREPROCESSING
     return {
@@ -121,12 +142,35 @@ def recognised(file: Path) -> dict[str, Any]:
     }
 
 
+def _undecided(file: Path, possible: dict[str, Found]) -> dict[str, Any]:
+    """Of a file that does not say whose it is: whose it could be, and what to write for each."""
+    from compress_ssl import formats
+
+    found = next(iter(possible.values()))
+    ways = {name: f"{one.architecture or 'BACKBONE'}@{name}:{file}" for name, one in possible.items()}
+    keys = ("format", "title", "architecture", "tensors", "dropped", "embedding", "preprocessing", "spec")
+    return {
+        "name": str(file),
+        **dict.fromkeys(keys),
+        "title": f"could be of {', '.join(formats.open_format(name).TITLE for name in possible)}: it does not say",
+        "tensors": len(found.tensors),
+        "dropped": {},
+        "candidates": ways,
+    }
+
+
 def _one_thing(pattern: str) -> dict[str, Any] | None:
     """What lies at a path, or a backbone with a weights file; None for a part of a name.
 
     Raises: Refusal if it lies there and is no model, or could only be had from the network.
     """
     spec = read_spec(pattern)
+    if spec.kind == "missing" and not any(sign in pattern for sign in "*?[") and _is_like_a_path(pattern):
+        raise Refusal(f"expected a file, a folder or a part of a model's name, got {pattern!r}, where nothing lies: "
+                      "check the path.")  # fmt: skip
+    graph = ONNX_FILE.fullmatch(pattern) if spec.kind == "onnx" else None
+    if graph and not any(Path(path).is_file() for path in (pattern, graph[1])):
+        raise Refusal(f"expected an ONNX file, got {pattern!r}, where nothing lies: check the path.")
     remote = isinstance(spec.weights, str) and "://" in spec.weights
     if remote or (spec.kind == "transformers" and not Path(spec.name).is_dir()):
         raise Refusal(f"expected something on this machine, got {pattern!r}, for which the network would be asked: "
@@ -135,6 +179,10 @@ def _one_thing(pattern: str) -> dict[str, Any] | None:
         return recognised(Path(pattern))
     opened = spec.kind in EXTERNAL or spec.kind in ("run", "folder") or isinstance(spec.weights, Path)
     return _opened(pattern, teacher_only=spec.kind in EXTERNAL) if opened else None
+
+
+def _is_like_a_path(text: str) -> bool:
+    return text.startswith(("/", "./", "../", "~")) or text.lower().endswith(SUFFIXES)
 
 
 def _opened(spec: str, *, teacher_only: bool) -> dict[str, Any]:
@@ -185,8 +233,9 @@ def _matching(pattern: str) -> list[str]:
         build_own(rest)  # or a Refusal with the nearest: names with a number in them are more than are listed
         return [pattern]
     if not found:
-        known = {_bare(name): name for name in names}
-        hint = nearest(bare.partition(".")[0].strip("*?"), known)
+        known = {_bare(name) for name in names}
+        close = difflib.get_close_matches(bare.partition(".")[0].strip("*?"), known, n=1, cutoff=0.75)
+        hint = f"did you mean {close[0]!r}?" if close else "write less of the name."
         raise Refusal(f"expected a model's name, a part of one or a file, got {pattern!r}, which matches none: {hint}")
     return found
 
@@ -289,7 +338,14 @@ def _print_one(found: dict[str, Any], *, as_json: bool) -> None:
     for key, value in found.items():
         if value in (None, {}):
             continue
+        if key == "candidates":
+            for way in value.values():
+                print(f"{'write':<14} {way}")
+            continue
         if key == "preprocessing":
+            if all(tuple(value[name]) == numbers for name, numbers in AS_THEY_ARE.items()):
+                value = {name: part for name, part in value.items() if name not in AS_THEY_ARE}
+                value["pixels"] = "as they are"
             value = ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
         elif key == "dropped":
             value = ", ".join(f"{what} {count}" for what, count in value.items())

@@ -35,9 +35,11 @@ class Config:
 
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …
     out: Path  # the run folder
-    encoder: str = "compress/resnet18_small"  # what to train, from random weights unless it says otherwise
+    # what to train: compress/NAME, timm/NAME, torchvision/NAME or a run folder; random weights unless it has @weights
+    encoder: str = "compress/resnet18_small"
     size: int | None = None  # pixels of its input and of the training views; None: the encoder's own
-    method: Any = field(default_factory=lambda: pretraining.find("simclr").Config())  # a file of pretraining/
+    # simclr, moco_v2, swav or dino; --method NAME --help lists what else each takes
+    method: Any = field(default_factory=lambda: pretraining.find("simclr").Config())
     training: Flat[TrainingConfig] = TrainingConfig(epochs=100)
     optimizer: OptimizerConfig = OptimizerConfig(name="adamw", learning_rate=1e-3)
     schedule: ScheduleConfig = ScheduleConfig(name="cosine", warmup=0.05)
@@ -62,7 +64,7 @@ def run(config: Config) -> Path:
     watching = config.held_out > 0 and len(images) >= 10
     if watching:
         images, watched = datasets.set_aside(images, at_most=config.held_out)
-        gallery = datasets.hold_out(images, count=min(config.gallery, len(images) - 1))[1]
+        gallery = datasets.gallery_of(images, at_most=config.gallery)
     fabric = launch(config.hardware, config.training.seed)
     folder = on_first(fabric, lambda: RunFolder.open(config.out, config, resume=config.resume))
 

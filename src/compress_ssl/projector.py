@@ -49,7 +49,8 @@ class ProjectorConfig:
             for name in ("layers", "hidden_width", "batch_norm"):
                 if getattr(self, name) != getattr(ProjectorConfig, name):
                     flag = name.replace("_", "-")
-                    raise Refusal(f"--projector.{flag} expected --projector.kind mlp, got {self.kind}: leave one out")
+                    advice = "add --projector.kind mlp" if self.kind == "auto" else "leave one out"
+                    raise Refusal(f"--projector.{flag} expected --projector.kind mlp, got {self.kind}: {advice}")
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,7 @@ class Shape:
             return nn.Linear(*pairs[0])
         layers: list[nn.Module] = []
         for here, there in pairs[:-1]:
-            layers.append(
-                nn.Linear(here, there, bias=not self.batch_norm)
-            )  # batch norm takes a bias away, and adds one
+            layers.append(nn.Linear(here, there, bias=not self.batch_norm))  # batch norm has a bias of its own
             layers += [nn.BatchNorm1d(there)] if self.batch_norm else []
             layers.append(nn.ReLU())
         return nn.Sequential(*layers, nn.Linear(*pairs[-1]))
@@ -160,16 +159,20 @@ def choose_projector(kept: list[Kept], asked: str, *, option: str, student: str)
                       f"compress_1q or regression), got {student}, {why}: use --space own")  # fmt: skip
     if asked == "teacher" and len(into) == 1:
         return into[0]
-    for number, one in enumerate(into, 1):
-        spellings = {str(number), f"teacher_{number}", one.name, one.about.teacher, Path(one.about.teacher).name}
-        if asked in spellings - {""} or (
-            one.about.teacher and Path(asked).resolve() == Path(one.about.teacher).resolve()
-        ):
-            return one
+    by_number = [one for number, one in enumerate(into, 1) if asked in (str(number), f"teacher_{number}")]
+    by_path = [one for one in into if one.about.teacher and _same_path(asked, one.about.teacher)]
+    by_last = [one for one in into if one.about.teacher and asked == Path(one.about.teacher).name]
+    found = by_number or by_path or by_last
+    if len(found) == 1:  # a/table and b/table have one last name
+        return found[0]
     names = [one.name for one in into]
     told = ", ".join(f"{one.name} ({one.about.teacher})" if one.about.teacher else one.name for one in into)
-    advice = "say which" if asked == "teacher" else nearest(asked, names)
+    advice = "say which" if asked == "teacher" or found else nearest(asked, names)
     raise Refusal(f"{option} expected one of the teachers of {student}, {told}, got {asked}: {advice}")
+
+
+def _same_path(one: str, other: str) -> bool:
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _load(file: Path, name: str) -> Kept:

@@ -21,7 +21,7 @@ from compress_ssl.page.gallery import galleries, picture_rules
 from compress_ssl.page.headline import heading, progress, sentence
 from compress_ssl.page.models import compare, run_names
 from compress_ssl.page.table import table
-from compress_ssl.page.words import breakable, whole
+from compress_ssl.page.words import breakable, percent, whole
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import write_atomically
 
@@ -69,6 +69,7 @@ def render(folders: Sequence[Folder], *, title: str | None) -> str:
     template = importlib.resources.files("compress_ssl.page").joinpath("page.html").read_text(encoding="utf-8")
     jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"breakable": breakable, "whole": whole}
+    jinja.globals["percent"] = percent
     return jinja.from_string(template).render(
         title=title or heading(comparisons, list(names.values())),
         progress=[progress(folder, name=names[folder.label]) for folder in waiting],

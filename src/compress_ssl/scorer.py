@@ -138,7 +138,9 @@ class Scorer:
         chosen = {
             name: evaluations.find(name) for name in ("nearest_neighbour", "neighbour_overlap", "cluster_alignment")
         }
-        scores = {name: score(model, chosen, Protocols()) for name, model in models.items()}
+        several = len(self.judges) > 1  # each is then nobody's student: beside itself it would keep all
+        judged = {name: replace(judge, teacher=None) if several else judge for name, judge in self.judges.items()}
+        scores = {name: score(model, chosen, Protocols()) for name, model in (judged | {"student": embedded}).items()}
         scores["student"]["metrics"] |= self._kept(embedded)
         about = self._about(best)
         write_results(self.folder, data=self.data, models=models, scores=scores, about=about, splits=self.splits)

@@ -18,7 +18,6 @@ from compress_ssl.encoder import Encoder, open_encoder, tell
 from compress_ssl.folded import folded
 from compress_ssl.loader import Batch
 from compress_ssl.refusal import Refusal
-from compress_ssl.run_folder import plain
 from compress_ssl.stored import open_stored, refuse_other_unusual
 from compress_ssl.stored_teacher import StoredConfig, StoredTeacher
 from compress_ssl.transforms import EvaluationView, Preprocessing, RandomView, ReplayView, TrainView

@@ -309,12 +309,13 @@ class Training:
         """One line of metrics; the only place between two saves where the host waits for the device."""
         loss = self._mean_loss()
         seconds = self.waits.read()
+        speed = f"{images_per_second:.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
         progress.update(
             step=self.step,
             total_steps=self.total_steps,
             steps_per_epoch=self.loader.steps_per_epoch,
             seconds_left=(self.total_steps - self.step) * self.loader.batch_size / max(images_per_second, 1e-9),
-            told=f"loss {loss:.4f} · {images_per_second:.0f} images/s · {sentence(seconds)}",
+            told=f"loss {loss:.4f} · {speed} images/s · {sentence(seconds)}",
         )
         if self.run is None:
             return
@@ -331,8 +332,7 @@ class Training:
         if self.run is not None and scores:
             self.run.log("validation", step=self.step, epoch=round(self.epoch, 4), **scores)
             self._tensorboard(scores)
-            told = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())
-            self.console.print(f"epoch {self.epoch:.3g}: {told}", highlight=False)
+            self.console.print(f"epoch {self.epoch:.3g}: {scores_told(scores)}", highlight=False)
 
     def _tensorboard(self, values: dict[str, float]) -> None:
         if not hasattr(self, "_writer"):
@@ -428,6 +428,28 @@ class Training:
         asked = HostCopy(question)
         answer, self._agreement = (self._agreement, asked) if device.type == "cuda" else (asked, None)
         return nothing if answer is None else [one > 0 for one in answer.read().tolist()]
+
+
+def scores_told(scores: dict[str, float]) -> str:
+    """Scores as a line of the terminal; what is there for each of several teachers stands in brackets.
+
+    >>> scores_told({"nearest_neighbour": 0.5, "teacher_1_nearest_neighbour": 0.625})
+    'nearest neighbour 0.500 (teacher_1 0.625)'
+    """
+    each: dict[str, list[str]] = {}  # metric -> of every teacher
+    for name, value in scores.items():
+        found = re.fullmatch(r"(?P<of>teacher_\d+)_(\w+)|(\w+)_(?P<kept>teacher_\d+)", name)
+        if found:
+            each.setdefault(found[2] or found[3], []).append(f"{found['of'] or found['kept']} {value:.3f}")
+    several = any(name.startswith("neighbour_overlap") for name in each)
+    told = []
+    for name, value in scores.items():
+        if re.search(r"(^|_)teacher_\d+(_|$)", name):
+            continue
+        words = "neighbours kept" if several and name == "neighbour_overlap_10" else name.replace("_", " ")
+        mean = "weighted mean; " if words == "neighbours kept" else ""
+        told.append(f"{words} {value:.3f}" + (f" ({mean}{', '.join(each[name])})" if name in each else ""))
+    return ", ".join(told)
 
 
 def _refuse_changed(before: dict[str, str], now: dict[str, str], run: Path) -> None:

@@ -8,15 +8,20 @@ then differs from the backbone is refused with the list of differences.
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import hashlib
+import io
 import pickle
+import pickletools
 import re
 import sys
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -31,6 +36,7 @@ NESTINGS = ("state_dict", "model", "module")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder_q.")
 HEADS = ("fc", "head", "heads", "classifier")
 CHECKSUM = "sha256_of_tensors"  # key in the header of the files we write
+MODULES = ("torch.nn.", "torchvision.models.", "timm.models.", "timm.layers.")  # whose classes are modules
 SHOWN = 3  # keys of each sort that a refusal lists
 
 
@@ -196,10 +202,13 @@ def _read_torch(file: Path) -> object:
         if named is None and not _is_pickle(file):
             raise _damaged(file, error) from error
         what = f"a pickle that asks to run {named[1]}" if named else "a pickle that is more than tensors"
+        whole = named is not None and (named[1].startswith(MODULES) or _is_the_whole(file, named[1]))
+        part = ".state_dict(), NEW_FILE)." if whole else (
+            "['state_dict'], NEW_FILE), leaving out the ['state_dict'] if it has none."
+        )  # fmt: skip
         raise Refusal(
             f"expected tensors only in {str(file)!r}, got {what}, which we never do: if you trust the file, convert it "
-            "once with torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE), leaving out the "
-            "['state_dict'] if it has none."
+            f"once with torch.save(torch.load(FILE, weights_only=False){part}"
         ) from error
     except Exception as error:  # on damaged bytes torch raises nearly anything: OSError, IndexError, KeyError, ...
         if "TorchScript" in str(error):
@@ -266,9 +275,32 @@ def _is_pickle(file: Path) -> bool:
         return stream.read(1) == b"\x80"
 
 
+def _is_the_whole(file: Path, name: str) -> bool:
+    """Whether what was saved is an object of that class, as `torch.save(model)` does, and not a dict that holds one.
+
+    By the first of the pickle's instructions, which are read and not followed.
+    """
+    plain = {"PROTO", "MARK", "BINPUT", "LONG_BINPUT", "MEMOIZE", "FRAME"}
+    with contextlib.suppress(ValueError, OSError, KeyError, StopIteration), file.open("rb") as opened_file:
+        stream: IO[bytes] = opened_file
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as opened:
+                inner = next(one for one in opened.namelist() if one.endswith("data.pkl"))
+                stream = io.BytesIO(opened.read(inner))
+        else:
+            for _ in range(3):  # magic number, version and machine of torch's older files
+                collections.deque(pickletools.genops(stream), maxlen=0)
+        first, value, _ = next(one for one in pickletools.genops(stream) if one[0].name not in plain)
+        # torch's older files say "module" before a module's class
+        return value == "module" or (first.name == "GLOBAL" and str(value).replace(" ", ".") == name)
+    return False
+
+
 def _damaged(file: Path, error: Exception) -> Refusal:
     # torch's own words on a pickle are a page of advice to switch the safety off
     reason = "" if isinstance(error, pickle.UnpicklingError) else str(error).strip().split("\n")[0].split(". ")[0]
+    if not re.search(r"[A-Za-z]{2}", reason):  # of a KeyError torch's number alone
+        reason = ""
     size = file.stat().st_size
     return Refusal(
         f"expected a whole .safetensors or torch.save file, got {str(file)!r} of {size:,} bytes that cannot be read"

@@ -183,6 +183,8 @@ def test_a_teacher_of_transformers_gives_the_same_row_alone_and_in_a_batch(folde
         encoder: Encoder = open_encoder(f"transformers/{folders(kind)}", weights="pretrained")
         with torch.no_grad():
             assert torch.equal(encoder(images), encoder(images))
+            moved = dict(encoder.backbone.named_buffers())
+            assert ("noise" in moved) == (kind == "vit_mae"), "it goes to the device once, not in every step"
             torch.testing.assert_close(encoder(images[2:3]), encoder(images)[2:3], rtol=1e-4, atol=1e-5)
 
 
@@ -210,7 +212,7 @@ def test_what_cannot_be_a_teacher_is_refused(folders, tmp_path: Path) -> None:
     transformers.ResNetModel(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(
         tmp_path / "bare"
     )
-    with pytest.raises(Refusal, match="safetensors weights and an image processor in the folder"):
+    with pytest.raises(Refusal, match=r"an image processor beside the model in .* got no preprocessor_config.json"):
         open_encoder(f"transformers/{tmp_path / 'bare'}", weights="pretrained")
     with pytest.raises(Refusal, match="a model of transformers, whose layers are not ours to build and save: name it"):
         open_encoder(f"transformers/{folders('vit')}", weights="random")
@@ -234,6 +236,25 @@ def test_a_processor_that_does_something_else_is_refused(said: dict, told: str, 
     file.write_text(json.dumps(json.loads(file.read_text()) | said))
     with pytest.raises(Refusal, match=told):
         open_encoder(f"transformers/{tmp_path}", weights="pretrained")
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Half a minute of the library's attempts, each with a page of its own, ends in the same sentence."""
+    asked: list[str] = []
+
+    def refuse(request: Any, **_: object) -> None:
+        asked.append(request.full_url)
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(Refusal, match=r"expected 'nobody/vit' in the local cache .*Network is unreachable.: connect"):
+        open_encoder("transformers/nobody/vit", weights="pretrained")
+    assert len(asked) == 1
+    assert capfd.readouterr().err == ""
 
 
 def test_without_the_package_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress_ssl.datasets import hold_out, known_names, open_splits, subset
+from compress_ssl.datasets import gallery_of, hold_out, known_names, open_splits, subset, trained_and_watched
 from compress_ssl.picture import UnusableImage
 from compress_ssl.refusal import Refusal
 
@@ -85,6 +85,16 @@ def test_holding_out_does_not_depend_on_the_order() -> None:
     ids = list(listed(50).ids)
     shuffled = [ids[position] for position in np.random.default_rng(0).permutation(50)]
     assert set(hold_out(Listed(shuffled), count=7)[1].ids) == set(hold_out(Listed(ids), count=7)[1].ids)
+
+
+def test_a_gallery_as_large_as_the_set_is_the_whole_set() -> None:
+    """`distill` would score among one image fewer than `evaluate` does with the same data."""
+    images = listed(150)
+    training, watched = trained_and_watched(images, held_out=1000, gallery=5000)
+    assert (len(training), len(watched.train)) == (135, 135)
+    assert len(trained_and_watched(images, held_out=1000, gallery=134)[1].train) == 134
+    chosen = hold_out(training, count=11)[1]
+    assert gallery_of(training, at_most=11).ids == chosen.ids, "as it was chosen until now"
 
 
 def test_new_images_displace_no_more_than_their_number() -> None:

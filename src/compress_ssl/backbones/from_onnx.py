@@ -108,19 +108,21 @@ class OnnxBackbone(nn.Module):
 
     @property
     def session(self) -> Any:
-        return self._session("cpu")
+        return self._session(torch.device("cpu"))
 
-    def _session(self, device: str) -> Any:
+    def _session(self, device: torch.device) -> Any:
         """Of this process; a copy of the module, or one sent elsewhere, opens its own."""
-        if device not in self._sessions:
+        if str(device) not in self._sessions:
             _, onnxruntime = _libraries()
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3  # its warnings are of nodes it computes on another device
             options.intra_op_num_threads = torch.get_num_threads()
-            wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")[device != "cuda" :]
-            providers = [one for one in wanted if one in onnxruntime.get_available_providers()]
-            self._sessions[device] = onnxruntime.InferenceSession(str(self.file), options, providers=providers)
-        return self._sessions[device]
+            providers: list[Any] = ["CPUExecutionProvider"]
+            if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+                # each process on its own GPU: left out, it is the first one for all
+                providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+            self._sessions[str(device)] = onnxruntime.InferenceSession(str(self.file), options, providers=providers)
+        return self._sessions[str(device)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_sessions": {}}
@@ -129,7 +131,7 @@ class OnnxBackbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         pixels = images.detach().cpu().contiguous()
         values = (pixels.round() if self.dtype is np.uint8 else pixels.float()).numpy().astype(self.dtype)
-        session, step = self._session(images.device.type), self.batch or max(1, len(values))
+        session, step = self._session(images.device), self.batch or max(1, len(values))
         rows = []
         for start in range(0, max(1, len(values)), step):
             part = values[start : start + step]
@@ -235,7 +237,12 @@ def _said(session: Any, file: Path) -> tuple[dict[str, Any], str]:
     if hub.is_file():
         from compress_ssl.backbones import from_transformers
 
-        return dataclasses.asdict(from_transformers.processor_of(file.parent)[0]), str(hub)
+        found, flipped = from_transformers.processor_of(file.parent)
+        if flipped:
+            raise Refusal(f"expected an image processor that leaves channels red, green, blue, got {hub}, which turns "
+                          f"them round (do_flip_channel_order): export the graph with the turn in it, and say the rest "
+                          f"in {beside.name}.")  # fmt: skip
+        return dataclasses.asdict(found), str(hub)
     return {}, ""
 
 

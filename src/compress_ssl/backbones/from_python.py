@@ -2,7 +2,7 @@
 
     def encode(images):                  # (B, 3, H, W) uint8, on the device of the run
         return model(images / 255)       # (B, D) floating point, on any device
-    encode.size = 384                    # optional, as are width, crop_fraction, interpolation and crop
+    encode.size = 384                    # optional, 224 without it; as are width, crop_fraction, interpolation and crop
 
 It is found as `python -m` would find it: installed, on PYTHONPATH or in the current folder. Torch modules that it
 refers to by name, or is itself, become the backbone's: moved to the device, put in eval mode, counted, and part of
@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,13 +98,14 @@ def _import(name: str) -> Any:
 def _tried(function: Callable[[Tensor], Tensor], name: str, size: int) -> int:
     """The width of its rows."""
     expected = f"expected {name} to make of ({TRIED}, 3, {size}, {size}) uint8 images ({TRIED}, D) floating-point rows"
-    advice = "mend it, or set its attribute `size` to the pixels it takes"
+    advice = "mend it"
     pixels = torch.randint(0, 256, (TRIED, 3, size, size), generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
             rows = function(pixels.to(torch.uint8))
     except Exception as error:
-        raise Refusal(f"{expected}, got {type(error).__name__}: {_first_line(error)}: {advice}") from error
+        raise Refusal(f"{expected}, got {type(error).__name__} in {_place(error)}: {_first_line(error)}: {advice}"
+                      ) from error  # fmt: skip
     if not isinstance(rows, Tensor):
         raise Refusal(f"{expected}, got {type(rows).__name__}: return a torch tensor")
     if rows.ndim != 2 or len(rows) != TRIED or not rows.shape[1] or not rows.is_floating_point():
@@ -143,6 +145,13 @@ def _source_hash(function: Any, name: str) -> bytes:
         if file and Path(file).suffix == ".py":
             digest.update(Path(file).read_bytes())
     return digest.digest()
+
+
+def _place(error: Exception) -> str:
+    """File and line of the user's own code that led to it; of libraries only if there is none."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+    own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts] or frames
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else "its call"
 
 
 def _first_line(error: Exception) -> str:

@@ -15,8 +15,12 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import logging as standard_logging
 import math
 import os
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +45,7 @@ EMBEDDINGS = {
     ),
 }  # fmt: skip
 OF_TEXT = ("text_model", "text_projection", "text_embed_dim", "logit_scale", "logit_bias")
+PATIENCE = 10  # seconds that the hub has to answer
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
 
 
@@ -87,6 +92,7 @@ class TransformersBackbone(nn.Module):
     """
 
     told: str
+    noise: Tensor | None
 
     def __init__(self, model: Any, kind: str, embedding: str, *, size: int, flipped: bool):
         super().__init__()
@@ -97,15 +103,16 @@ class TransformersBackbone(nn.Module):
             taken = inspect.signature(getattr(model, "vision_model", model).forward).parameters
             if "interpolate_pos_encoding" in taken:  # DINOv2 and v3 do it unasked
                 self.arguments["interpolate_pos_encoding"] = True
-        if kind == "vit_mae":
-            patches = (size // vision.patch_size) ** 2
-            self.arguments["noise"] = torch.arange(patches) / patches  # its random order of patches, in order
+        patches = (size // vision.patch_size) ** 2 if kind == "vit_mae" else None
+        # its random order of patches, in order; on the device, for a copy would make every step wait
+        noise = None if patches is None else torch.arange(patches) / patches
+        self.register_buffer("noise", noise, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.flip(1) if self.flipped else images
         arguments = dict(self.arguments)
-        if "noise" in arguments:
-            arguments["noise"] = arguments["noise"].to(images.device).expand(len(images), -1)
+        if self.noise is not None:
+            arguments["noise"] = self.noise.expand(len(images), -1)
         if hasattr(self.model, "get_image_features"):
             found = self.model.get_image_features(pixel_values=images, **arguments)
             return found if isinstance(found, Tensor) else found.pooler_output
@@ -235,14 +242,36 @@ def _from(made: Any, name: str, **options: Any) -> Any:
     try:
         return made.from_pretrained(name, local_files_only=True, **options)
     except Exception as error:  # OSError mostly, ValueError for an unknown type or remote code, KeyError for a config
+        if local and made is _library().AutoImageProcessor and not (Path(name) / "preprocessor_config.json").exists():
+            raise Refusal(f"expected an image processor beside the model in {name!r}, got no preprocessor_config.json: "
+                          "copy it from where the model is from, or write it with the processor's save_pretrained."
+                          ) from error  # fmt: skip
         if local:
             raise _unusable(f"in the folder {name!r}", error) from error
     if Path(name).is_absolute() or name.count("/") > 1 or name.startswith("."):
         raise Refusal(f"expected a folder that transformers saved, got {name!r}, where none lies: check the path.")
+    _refuse_without_network(name)
     try:
         return made.from_pretrained(name, **options)
     except Exception as error:
         raise _unusable(f"in the local cache or on the hub ({name})", error) from error
+
+
+def _refuse_without_network(name: str) -> None:
+    """One attempt to reach the hub, of seconds; the library's own are repeated for half a minute."""
+    hub = importlib.import_module("huggingface_hub").constants
+    trouble: object = "offline mode (HF_HUB_OFFLINE)" if hub.HF_HUB_OFFLINE else None
+    try:
+        if trouble is None:
+            urllib.request.urlopen(urllib.request.Request(hub.ENDPOINT, method="HEAD"), timeout=PATIENCE).close()
+    except urllib.error.HTTPError:
+        return  # an answer all the same
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        trouble = None if isinstance(reason, ssl.SSLError) else reason  # the library may know other certificates
+    if trouble is not None:
+        raise Refusal(f"expected {name!r} in the local cache of transformers or on {hub.ENDPOINT}, got neither "
+                      f"({trouble}): connect to the network, or give a folder that save_pretrained wrote.")  # fmt: skip
 
 
 def _unusable(where: str, error: Exception) -> Refusal:
@@ -269,9 +298,13 @@ def _quiet(transformers: Any) -> Iterator[None]:
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    hub = standard_logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(standard_logging.ERROR)
     try:
         yield
     finally:
+        hub.setLevel(level)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -182,6 +182,11 @@ def set_aside(images: ImageSet, *, at_most: int) -> tuple[ImageSet, ImageSet]:
     return hold_out(images, count=max(1, min(at_most, len(images) // 10)))
 
 
+def gallery_of(images: ImageSet, *, at_most: int) -> ImageSet:
+    """Those among which neighbours are looked for: all, or `at_most` of them as `hold_out` chooses."""
+    return images if at_most >= len(images) else hold_out(images, count=at_most)[1]
+
+
 def trained_and_watched(images: ImageSet, *, held_out: int, gallery: int) -> tuple[ImageSet, Splits]:
     """What a student learns from, and what it is scored with: queries it never sees, and some that it does see.
 
@@ -195,7 +200,7 @@ def trained_and_watched(images: ImageSet, *, held_out: int, gallery: int) -> tup
         raise Refusal(f"expected at least 4 images to train on and to score with, got {len(images)} in {images.name}: "
                       "add images")  # fmt: skip
     training, queries = set_aside(images, at_most=held_out)
-    return training, Splits(hold_out(training, count=min(gallery, len(training) - 1))[1], queries)
+    return training, Splits(gallery_of(training, at_most=gallery), queries)
 
 
 def sized_checksum(size: Any, checksum: Any) -> Any:

@@ -38,7 +38,7 @@ def figures(folders: Sequence[Folder], names: dict[str, str]) -> list[dict[str, 
                 lines.append({"name": names[folder.label], "curve": curve, "run": position})
             for found in keys(getattr(folder, kind), teachers_key):
                 for _, level in series(getattr(folder, kind), found, scale=scale)[-1:]:
-                    teacher = found.removesuffix("_nearest_neighbour").replace("_", " ")
+                    teacher = found.removesuffix("_nearest_neighbour")
                     teachers.setdefault(round(level, 2), (teacher, names[folder.label]))
         if not lines:
             continue
@@ -50,6 +50,10 @@ def figures(folders: Sequence[Folder], names: dict[str, str]) -> list[dict[str, 
         summary = "At the end: " + " · ".join(said) + "."
         if kind == "train" and len(lines) > 1:
             summary += " Losses of different objectives are not on one scale."
+        if any(keys(getattr(folder, kind), rf"{key}_teacher_\d+") for folder in folders):
+            summary += " Of several teachers it is the mean, weighted as they teach."
+        if all(len(line["curve"]) == 1 for line in lines if line["run"] is not None):
+            summary = summary.replace("At the end", "One value logged", 1)
         drawn.append({"title": title, "about": about, "summary": summary, **layout(lines)})
     return drawn
 
@@ -74,8 +78,9 @@ def layout(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     right = WIDTH - GAP - LETTER * max(map(len, labels))
     height = max(250, GAP * len(lines) + 60)
     points = [point for line in lines for point in line["curve"]]
-    across = Axis([x for x, _ in points], start=LEFT, end=right, margin=0.02)
-    up = Axis([y for _, y in points], start=height - BOTTOM, end=TOP, margin=0.06)
+    zero = [(0.0, 0.0)] * (len(points) == len(lines))  # dots alone: how high they stand is read from nought
+    across = Axis([x for x, _ in points + zero], start=LEFT, end=right, margin=0.02)
+    up = Axis([y for _, y in points + zero], start=height - BOTTOM, end=TOP, margin=0.06)
     curves = [[(across.place(x), up.place(y)) for x, y in line["curve"]] for line in lines]
     heights = spread([curve[-1][1] for curve in curves], gap=GAP, low=GAP / 2, high=height - GAP / 2)
     for line, curve, label, place in zip(lines, curves, labels, heights, strict=True):

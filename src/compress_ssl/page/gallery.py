@@ -27,12 +27,25 @@ class Gallery:
     """One set of pictures, several models: queries with their neighbours, and clusters."""
 
     queries: list[str]
-    teacher: str
+    teachers: list[str]  # as shown; one, or all that taught
     pictures: dict[str, str] = field(default_factory=dict)  # id -> data URI
     labels: dict[str, str | None] = field(default_factory=dict)
     neighbours: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # model as shown -> query -> ids
     clusters: dict[str, list[list[str]]] = field(default_factory=dict)
     where: list[str] = field(default_factory=list)  # labels of its folders
+
+    def owners(self, neighbour: str, query: str) -> list[str]:
+        """The teachers that have this neighbour."""
+        return [teacher for teacher in self.teachers if neighbour in self.neighbours[teacher][query]]
+
+    def kept(self, model: str, query: str) -> list[str]:
+        """What a student kept, a line for each teacher; of several it is named."""
+        found = self.neighbours[model][query]
+        shared = [len(set(found) & set(self.neighbours[teacher][query])) for teacher in self.teachers]
+        if len(shared) == 1:
+            return [f"{shared[0]} of {len(found)} kept"]
+        pairs = zip(shared, self.teachers, strict=True)
+        return [f"{count} of {teacher}’s {len(self.neighbours[teacher][query])} kept" for count, teacher in pairs]
 
     def is_wrong(self, neighbour: str, query: str) -> bool:
         """Whether both are labelled, and differently."""
@@ -54,9 +67,10 @@ def galleries(folders: Sequence[Folder], models: dict[tuple[str, str], Model]) -
             continue
         shown = {known: model.name for (label, known), model in models.items() if label == folder.label}
         names = {known: shown.get(known, known) for known in told["neighbours"]}  # pictures may be older than results
-        teacher = next(iter(names))
-        same = json.dumps([names[teacher], told["queries"], told["neighbours"][teacher]])
-        one = found.setdefault(same, Gallery(told["queries"], names[teacher]))
+        teaching = {known for (label, known), model in models.items() if label == folder.label and model.teaches}
+        teachers = [known for place, known in enumerate(names) if not place or known in teaching]
+        same = json.dumps([told["queries"], [[names[known], told["neighbours"][known]] for known in teachers]])
+        one = found.setdefault(same, Gallery(told["queries"], [names[known] for known in teachers]))
         one.pictures |= told["pictures"]
         one.labels |= told["labels"]
         one.neighbours |= {names[known]: rows for known, rows in told["neighbours"].items()}

@@ -24,6 +24,8 @@ def sentence(one: Comparison) -> str:
         said = f"reaches {percent(score)} in 1-NN" if score is not None else "was scored"
         return f"{one.models[0].name} {said} on {one.data}; no other model was scored beside it."
     student = one.best()
+    if one.several:
+        return beside_each(one, student) + ahead(one, student)
     score, bar = student.value("nearest_neighbour"), teacher.value("nearest_neighbour")
     overlap = student.value("neighbour_overlap_10")
     costs = []
@@ -39,21 +41,54 @@ def sentence(one: Comparison) -> str:
             said = f"{student.name} scores above its teacher in 1-NN ({percent(score)} against {percent(bar)}){cost}"
         else:
             share = "only " * (kept < 0.9) + percent(min(kept, 1.0))
-            whose = "the teacher" if len(one.teachers) == 1 else teacher.name
-            said = f"{student.name} keeps {share} of {whose}’s 1-NN accuracy{cost}"
+            said = f"{student.name} keeps {share} of the teacher’s 1-NN accuracy{cost}"
         if overlap is not None:
             join = "but shares only" if weak and kept >= 0.9 else "and shares only" if weak else "and shares"
-            theirs = (
-                "its 10 nearest neighbours"
-                if len(one.teachers) == 1
-                else (f"its {len(one.teachers)} teachers’ 10 nearest neighbours, on average")
-            )
-            said += f", {join} {of_ten(overlap)} of {theirs}"
+            said += f", {join} {of_ten(overlap)} of its 10 nearest neighbours"
     elif overlap is not None:
         said = f"{student.name} shares {'only ' * weak}{of_ten(overlap)} of the teacher’s 10 nearest neighbours{cost}"
     else:
         return f"{student.name} stands beside its teacher{cost}; how much it kept was not measured."
     return said + "." + ahead(one, student)
+
+
+def beside_each(one: Comparison, student: Model) -> str:
+    """Of a student of several teachers: each comparison names the teacher that it is with."""
+    score = student.value("nearest_neighbour")
+    measured = [(teacher, bar) for teacher in one.teachers if (bar := teacher.value("nearest_neighbour")) is not None]
+    sides: dict[str, list[str]] = {}  # above, level with, below -> teachers, the best first
+    for teacher, bar in sorted(measured, key=lambda pair: -pair[1]):
+        if score is None:
+            break
+        side = "level with" if percent(bar) == percent(score) else "below" if bar > score else "above"
+        sides.setdefault(side, []).append(f"{teacher.name} ({percent(bar)})")
+    if score is not None:
+        placed = and_list([f"{side} {and_list(sides[side])}" for side in sides])
+        said = [f"{student.name} reaches {percent(score)} in 1-NN" + f", {placed}" * bool(placed)]
+    else:
+        said = [f"{student.name} stands beside its {len(one.teachers)} teachers"]
+    overlap = student.value("neighbour_overlap_10")
+    if overlap is not None:
+        each = [(teacher.name, student.value(f"neighbour_overlap_10_{teacher.known_as}")) for teacher in one.teachers]
+        shared = and_list([f"{of_ten(found)} of {name}’s" for name, found in each if found is not None])
+        only = "only " * (overlap < 0.5)
+        said.append(f"It shares {only}{of_ten(overlap)} of its teachers’ 10 nearest neighbours, as a weighted mean"
+                    + f": {shared}" * bool(shared))  # fmt: skip
+    elif score is None:
+        said[0] += "; how much it kept was not measured"
+    sizes: dict[str, list[str]] = {}  # the same words are said once
+    for teacher in one.teachers:
+        costs = []
+        for size, noun in (("parameters", "parameters"), ("flops", "multiply-adds")):
+            words = against(student.entry.get(size), teacher.entry.get(size), "more", "fewer")
+            if words:
+                costs.append(f"as many {noun}" if words == "the same" else f"{words} {noun}")
+        if costs:
+            sizes.setdefault(and_list(costs), []).append(teacher.name)
+    if sizes:
+        told = [f"eside {and_list(names)} it has {costs}" for costs, names in sizes.items()]
+        said.append("B" + ", b".join(told))
+    return ". ".join(said) + "."
 
 
 def ahead(one: Comparison, student: Model) -> str:
@@ -78,6 +113,8 @@ def progress(folder: Folder, *, name: str) -> str:
         facts.append(f"a loss of {folder.train[-1]['loss']:.3g}")
     overlap = finite(folder.validation[-1].get("neighbour_overlap_10")) if folder.validation else None
     if overlap is not None:
-        facts.append(f"{of_ten(overlap)} of the teacher’s 10 nearest neighbours kept on held-out images")
+        several = any(name.startswith("neighbour_overlap_10_") for name in folder.validation[-1])
+        whose, mean = ("teachers’", ", as a weighted mean,") if several else ("teacher’s", "")
+        facts.append(f"{of_ten(overlap)} of the {whose} 10 nearest neighbours{mean} kept on held-out images")
     told = f", with {and_list(facts)}" if facts else ""
     return f"{name} has no results yet; last seen at step {whole(last['step'])} (epoch {last['epoch']:.1f}){told}."

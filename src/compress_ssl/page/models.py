@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compress_ssl.page.folders import Folder
-from compress_ssl.page.words import finite
+from compress_ssl.page.words import finite, percent
 
 
 @dataclass
@@ -64,6 +64,17 @@ class Comparison:
     @property
     def students(self) -> list[Model]:
         return [model for model in self.models[1:] if not model.teaches]
+
+    @property
+    def several(self) -> bool:
+        """Whether the students have more than one teacher: none of them is then the teacher without its name."""
+        return len(self.teachers) > 1
+
+    @property
+    def shares(self) -> str:
+        """What each of several teachers counted in the training, "" where no folder says it."""
+        weights = [(teacher.name, finite(teacher.entry.get("weight"))) for teacher in self.teachers]
+        return ", ".join(f"{name} {percent(weight)}" for name, weight in weights if weight is not None)
 
     def best(self) -> Model:
         """The student that shares most neighbours with the teacher (needs no labels), then the best in 1-NN."""

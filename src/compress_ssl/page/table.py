@@ -17,6 +17,7 @@ METRICS = (
     "neighbour_overlap_10",
     "asymmetric_nearest_neighbour",
 )
+KEPT = "neighbour_overlap_10"
 COSTS: dict[str, tuple[str, str] | None] = {  # what a student with a larger value is called, with a smaller value
     "parameters": ("more", "fewer"),
     "flops": ("more", "fewer"),
@@ -40,7 +41,9 @@ class Cell:
 def table(one: Comparison, *, colours: dict[Path, int]) -> dict[str, Any]:
     """All that the page shows of one comparison; `colours` are those of the curves, by run folder."""
     used = {key for model in one.models for key in model.entry["metrics"]}
-    metrics = [key for key in METRICS if key in used] + sorted(used.difference(METRICS))
+    of_each = sorted(key for key in used if key.startswith(f"{KEPT}_"))  # of several teachers: …_teacher_2
+    listed = [key for known in METRICS for key in (known, *(of_each if known == KEPT else ()))]
+    metrics = [key for key in listed if key in used] + sorted(used.difference(listed))
     costs = [key for key in COSTS if any(model.entry.get(key) for model in one.models)]
     rows = []
     for model in one.models:
@@ -67,14 +70,14 @@ def metric_cell(one: Comparison, model: Model, key: str) -> Cell:
     value = model.value(key)
     if value is None:
         return Cell(title=why_missing(one, model, key))
-    overlap = key.startswith(
-        "neighbour_overlap_10"
-    )  # of several teachers, also with each: neighbour_overlap_10_teacher_2
+    overlap = key.startswith(KEPT)
+    if overlap and one.several and model in one.teachers:
+        return Cell(title=why_missing(one, model, key))  # all of its own: no number that a student could be held to
     write = of_ten if overlap else percent
     is_student = model in one.students
     scores = [score for student in one.students if (score := student.value(key)) is not None]
     reference = "" if overlap else "nearest_neighbour" if key == "asymmetric_nearest_neighbour" else key
-    teacher = one.models[0].value(reference) if is_student else None
+    teacher = one.models[0].value(reference) if is_student and not one.several else None
     return Cell(
         text=write(value),
         title=f"{value:.6g}",
@@ -94,14 +97,14 @@ def cost_cell(one: Comparison, model: Model, key: str) -> Cell:
         text = short(value, unit="B" if key == "weights_bytes" else "")
     else:
         text = (whole(value) if value >= 100 else f"{value:.3g}") + (f"{THIN}px" if key == "input_size" else "")
-    small = against(value, teacher, *compared) if compared and model in one.students else ""
+    small = against(value, teacher, *compared) if compared and model in one.students and not one.several else ""
     return Cell(text=text, title=whole(value), small=small)
 
 
 def why_missing(one: Comparison, model: Model, key: str) -> str:
     """Why there is a dash, in the words of the evaluation that could not be done."""
-    if model in one.teachers and key.startswith("neighbour_overlap_10"):
-        return "the teacher is what students are compared with"
+    if model in one.teachers and key.startswith(KEPT):
+        return f"{'a' if one.several else 'the'} teacher is what students are compared with"
     if key in model.entry["metrics"]:
         return f"not a finite number: {model.entry['metrics'][key]}"
     for evaluation, why in model.entry["missing"].items():
