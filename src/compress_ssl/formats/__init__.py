@@ -203,11 +203,10 @@ def momentum_contrast(content: Mapping[str, Any], *, head: str) -> Found | None:
     Args:
         head: the name of a tensor of that head.
     """
-    for under in (("state_dict",), ()):
-        state = state_of(content, *under)
+    for under, state in states(content, ("state_dict",), ()):
         for prefix in ("module.", ""):
             query = f"{prefix}encoder_q."
-            if state is not None and {f"{query}conv1.weight", f"{query}{head}"} <= state.keys():
+            if {f"{query}conv1.weight", f"{query}{head}"} <= state.keys():
                 drop = {
                     f"{query}fc.": "projection head",
                     f"{prefix}encoder_k.": "key encoder",
@@ -217,17 +216,13 @@ def momentum_contrast(content: Mapping[str, Any], *, head: str) -> Found | None:
     return None
 
 
-def bare(content: Mapping[str, Any]) -> tuple[tuple[str, ...], str] | None:
-    """Where the state dict of one network lies: the keys that lead to it, and the prefix of all its names.
-
-    Returns: None if the names have no prefix in common that says nothing ("module." of several processes, ...).
+def bare(content: Mapping[str, Any]) -> tuple[tuple[str, ...], str, Mapping[str, Any]] | None:
+    """The state dict of one network: the keys that lead to it, the prefix of all its names that says nothing about
+    them ("module." of several processes, ...; or none), and the state dict. None if there is none.
     """
-    for under in ((), ("state_dict",), ("model",), ("network",)):
-        state = state_of(content, *under)
-        if state is not None:
-            plain = ("module.", "_orig_mod.")
-            prefix = next((one for one in plain if all(name.startswith(one) for name in state)), "")
-            return under, prefix
+    for under, state in states(content, (), ("state_dict",), ("model",), ("network",)):
+        plain = ("module.", "_orig_mod.")
+        return under, next((one for one in plain if all(name.startswith(one) for name in state)), ""), state
     return None
 
 
@@ -240,9 +235,7 @@ def bare_resnet(content: Mapping[str, Any], *, head: str = "") -> Found | None:
     place = bare(content)
     if place is None:
         return None
-    under, prefix = place
-    state = state_of(content, *under)
-    assert state is not None
+    under, prefix, state = place
     names = [name.removeprefix(prefix) for name in state]
     parts = RESNET + (("fc.",) if head else ())
     if not all(name.startswith(parts) for name in names) or not {"conv1.weight", "layer4.0.conv1.weight"} <= set(names):
@@ -260,9 +253,7 @@ def bare_vit(content: Mapping[str, Any], *, pattern: str) -> Found | None:
     place = bare(content)
     if place is None:
         return None
-    under, prefix = place
-    state = state_of(content, *under)
-    assert state is not None
+    under, prefix, state = place
     trunk = vit.trunk(state, prefix)
     if trunk is None or not vit.is_bare(state, prefix):
         return None
@@ -293,6 +284,14 @@ def state_of(content: Mapping[str, Any], *under: str) -> Mapping[str, Any] | Non
     if not isinstance(inner, Mapping) or not any(isinstance(value, Tensor) for value in inner.values()):
         return None
     return inner
+
+
+def states(content: Mapping[str, Any], *places: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """The keys that lead to it and the state dict, for each of these places where one lies."""
+    for under in places:
+        state = state_of(content, *under)
+        if state is not None:
+            yield under, state
 
 
 def tensors_of(content: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -23,7 +23,7 @@ from typing import Any
 from torch import nn
 
 from compress_ssl.architecture import resnet
-from compress_ssl.formats import Found, bare_resnet, named_parts, sort, state_of
+from compress_ssl.formats import Found, bare_resnet, named_parts, sort, state_of, states
 from compress_ssl.transforms import Preprocessing
 
 TITLE = "BYOL"
@@ -34,9 +34,8 @@ STEM, DEEP = 64, "layer3.23.conv1.weight"  # its authors publish a ResNet-50 and
 
 
 def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
-    for under in ((), ("state_dict",)):
-        state = state_of(content, *under)
-        if state is not None and {"encoder_q.conv1.weight", "predict_q.0.weight"} <= state.keys():
+    for under, state in states(content, (), ("state_dict",)):
+        if {"encoder_q.conv1.weight", "predict_q.0.weight"} <= state.keys():
             return sort(
                 content,
                 under=under,

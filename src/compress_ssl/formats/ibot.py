@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from compress_ssl import vit
-from compress_ssl.formats import Found, bare_vit, sort, state_of
+from compress_ssl.formats import Found, bare_vit, sort, state_of, states
 from compress_ssl.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -47,10 +47,7 @@ def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
                 name = trunk.name(PATTERN)
                 return sort(content, under=("teacher",), backbone=f"{outer}backbone.", drop=drop, architecture=name)
         return None
-    for under in ((), ("state_dict",)):
-        state = state_of(content, *under)
-        if state is None:
-            continue
+    for under, state in states(content, (), ("state_dict",)):
         bare = {name: tensor for name, tensor in state.items() if name != MASK}
         trunk = vit.trunk(bare)
         if trunk is not None and vit.is_bare(bare) and MASK in state:

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress_ssl.architecture import resnet
-from compress_ssl.formats import Found, named_parts, sort, state_of
+from compress_ssl.formats import Found, named_parts, sort, states
 from compress_ssl.refusal import Refusal
 from compress_ssl.transforms import Preprocessing
 
@@ -44,10 +44,7 @@ HEADS = {
 
 
 def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
-    for under in (("state_dict",), ()):
-        state = state_of(content, *under)
-        if state is None:
-            continue
+    for under, state in states(content, ("state_dict",), ()):
         first = {name.partition(".")[0] for name in state}
         marks = ("projection_head", "prediction_head", "online_classifier", "student_head", "backbone_momentum")
         backbone = next((one for one in ("teacher_backbone.", "backbone.") if one[:-1] in first), None)

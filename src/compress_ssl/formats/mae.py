@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from compress_ssl import vit
-from compress_ssl.formats import Found, bare_vit, sort, state_of
+from compress_ssl.formats import Found, bare_vit, sort, states
 from compress_ssl.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -34,10 +34,7 @@ DROP = {"decoder_": "decoder", "mask_token": "decoder"}
 
 
 def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
-    for under in (("model",), ()):
-        state = state_of(content, *under)
-        if state is None:
-            continue
+    for under, state in states(content, ("model",), ()):
         encoder = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(DROP))}
         trunk = vit.trunk(encoder)
         if trunk is not None and vit.is_bare(encoder) and "decoder_embed.weight" in state:

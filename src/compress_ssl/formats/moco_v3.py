@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress_ssl import vit
 from compress_ssl.architecture import resnet
-from compress_ssl.formats import Found, sort, state_of
+from compress_ssl.formats import Found, sort, states
 from compress_ssl.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ HEADS = {384: 12}  # of the authors' ViTs, by width, where timm's have another n
 
 
 def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
-    for under in (("state_dict",), ()):
-        state = state_of(content, *under)
-        if state is None:
-            continue
+    for under, state in states(content, ("state_dict",), ()):
         for outer in ("module.", ""):
             prefix = f"{outer}base_encoder."
             trunk = vit.trunk(state, prefix)

@@ -23,7 +23,7 @@ from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 from compress_ssl import vit
-from compress_ssl.formats import Found, sort, state_of
+from compress_ssl.formats import Found, sort, states
 from compress_ssl.formats.clip import MEAN, RESNETS, SCALARS, STD, TEXT
 from compress_ssl.refusal import Refusal
 from compress_ssl.transforms import Preprocessing
@@ -42,10 +42,7 @@ CONVNEXTS = {(128, 27): "base", (192, 27): "large_mlp", (384, 30): "xxlarge"}
 
 
 def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
-    for under in (("state_dict",), ()):
-        state = state_of(content, *under)
-        if state is None:
-            continue
+    for under, state in states(content, ("state_dict",), ()):
         for outer in ("module.", ""):
             names = {name.removeprefix(outer): one for name, one in state.items() if name.startswith(outer)}
             width = _projection(names)

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress_ssl.architecture import resnet
-from compress_ssl.formats import Found, bare_resnet, sort, state_of
+from compress_ssl.formats import Found, bare_resnet, sort, states
 from compress_ssl.transforms import Preprocessing
 
 TITLE = "SimCLR (TensorFlow)"
@@ -36,10 +36,7 @@ BLOCKS = (3, 4, 6, 3)
 
 
 def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
-    for under in (("state_dict",), ()):
-        state = state_of(content, *under)
-        if state is None:
-            continue
+    for under, state in states(content, ("state_dict",), ()):
         if {"conv2d.weight", "batch_normalization_52.weight"} <= state.keys():
             whole = sort(content, under=under, drop={"fc.": "classifier"})
             tensors = _renamed(whole.tensors)

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress_ssl.architecture import resnet
-from compress_ssl.formats import Found, sort, state_of
+from compress_ssl.formats import Found, sort, states
 from compress_ssl.refusal import Refusal
 from compress_ssl.transforms import Preprocessing
 
@@ -49,10 +49,7 @@ HEADS = {
 
 
 def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
-    for under in (("state_dict",), ()):
-        state = state_of(content, *under)
-        if state is None:
-            continue
+    for under, state in states(content, ("state_dict",), ()):
         first = {name.partition(".")[0] for name in state}
         backbone = next((f"{one}." for one in ("backbone", "encoder") if one in first), None)
         own = first & {"projector", "momentum_backbone", "momentum_encoder", "predictor", "head", "prototypes"}

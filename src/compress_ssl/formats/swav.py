@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress_ssl.architecture import resnet
-from compress_ssl.formats import Found, bare, bare_resnet, sort, state_of
+from compress_ssl.formats import Found, bare, bare_resnet, sort
 from compress_ssl.transforms import Preprocessing
 
 TITLE = "SwAV"
@@ -29,9 +29,7 @@ def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
     place = bare(content)
     if place is None:
         return None
-    under, prefix = place
-    state = state_of(content, *under)
-    assert state is not None
+    under, prefix, state = place
     heads = {f"{prefix}projection_head.": "projection head", f"{prefix}prototypes.": "prototypes"}
     if f"{prefix}conv1.weight" in state and all(any(name.startswith(head) for name in state) for head in heads):
         return sort(content, under=under, backbone=prefix, drop=heads, architecture=resnet(state, prefix))

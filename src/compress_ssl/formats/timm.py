@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from compress_ssl import vit
-from compress_ssl.formats import Found, bare_resnet, sort, state_of
+from compress_ssl.formats import Found, bare_resnet, sort, states
 from compress_ssl.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ STRANGE = ("mask", "storage_tokens", "register_tokens", "decoder_", "downsample_
 
 def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
     script = {"arch", "version", "state_dict", "args"} <= content.keys()
-    for under in (("state_dict_ema",), ("state_dict",), ("model",), ()):
-        state = state_of(content, *under)
-        if state is None:
-            continue
+    for under, state in states(content, ("state_dict_ema",), ("state_dict",), ("model",), ()):
         prefix = "module." if all(name.startswith("module.") for name in state) else ""
         names = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
         if not (script or _is_timms(content, names, named)):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress_ssl.architecture import resnet
-from compress_ssl.formats import Found, bare, sort, state_of
+from compress_ssl.formats import Found, bare, sort
 from compress_ssl.transforms import Preprocessing
 
 TITLE = "torchvision"
@@ -40,8 +40,8 @@ def find(content: Mapping[str, Any], *, named: bool) -> Found | None:
     place = bare(content)
     if place is None:
         return None
-    under, prefix = place
-    names = {name.removeprefix(prefix): tensor for name, tensor in (state_of(content, *under) or {}).items()}
+    under, prefix, state = place
+    names = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     foreign = (
         "feats.",
         "projection_head.",
