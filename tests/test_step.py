@@ -26,6 +26,7 @@ from compress_ssl.projector import ProjectorConfig, shape
 from compress_ssl.student import Student
 from compress_ssl.teacher import LiveTeacher
 from compress_ssl.waits import Waits
+from compress_ssl.weighted import Weighted
 
 STUDENT = "compress/resnet10_small_w8"
 META = torch.device("meta")
@@ -90,7 +91,8 @@ def make_step(device: torch.device, objective: str, accumulate: int) -> tuple[St
     ends = shape(ProjectorConfig(), width=encoder.width, target_width=live.width, space=made.space)
     student = Student(encoder, ends.build()).train().to(device)
     optimizer = optim.optimizer(student.parameters(), OptimizerConfig())
-    step = Step(Alone(device), live, student, Momentum(student, made.momentum), made, optimizer, accumulate=accumulate)  # type: ignore[arg-type]
+    whole = Weighted([made], [1.0], [(ends.widths[-1], live.width)])
+    step = Step(Alone(device), live, student, Momentum(student, made.momentum), whole, optimizer, accumulate=accumulate)  # type: ignore[arg-type]
     return step, live
 
 

@@ -50,7 +50,7 @@ class Config:
     student: str = "timm/resnet18"  # timm/NAME, torchvision/NAME, a run folder; random weights unless it has @weights
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …; labels are never trained on
     out: Path  # the run folder
-    # compress_1q, compress_2q or regression; --objective NAME --help lists what else each takes
+    # a file of objectives/: compress_2q, compress_1q, seed, crd, …; --objective NAME --help lists what else each takes
     objective: Any = field(default_factory=lambda: objectives.find("compress_2q").Config())
     teacher_weights: tuple[float, ...] = ()  # what each teacher's loss counts, divided by their sum; none: all alike
     projector: ProjectorConfig = ProjectorConfig()  # between the student's features and what is compared
@@ -104,11 +104,12 @@ def run(config: Config) -> Path:
     objective, projected = _objective(config, encoder, teachers, shares, len(images), fabric)
     judges = on_first(fabric, lambda: judged_by(teachers, watched))
     automatic = settle_temperatures(objective, judges, fabric)
+    fit_targets(objective, teachers, images, fabric)
     projectors = [about.shape.build() for about in projected]
     student = Student(encoder, *projectors).train().to(fabric.device).to(memory_format=torch.channels_last)
     refuse_unsafe(student, fabric.device)
     momentum = Momentum(student, objective.momentum)
-    optimizer = optim.optimizer(student.parameters(), config.optimizer)
+    optimizer = optim.optimizer([*student.parameters(), *objective.trained.parameters()], config.optimizer)
     step = Step(fabric, teachers, student, momentum, objective, optimizer, accumulate=config.training.accumulate)
     loader = TrainLoader(
         images,
@@ -187,7 +188,7 @@ class Step:
     Args:
         teachers: of several, targets stand side by side, and the student's queries and keys as well.
         student: on its device; wrapped here for several processes and the configured precision.
-        optimizer: over the student's parameters.
+        optimizer: over the student's parameters, and the objective's where it has any.
         accumulate: parts that a batch is computed in.
     """
 
@@ -197,7 +198,7 @@ class Step:
         teachers: Teachers | Teacher,
         student: Student,
         momentum: Momentum,
-        objective: Any,
+        objective: Weighted,
         optimizer: torch.optim.Optimizer,
         *,
         accumulate: int = 1,
@@ -218,22 +219,24 @@ class Step:
             with self.fabric.autocast():
                 target = self.teachers(part)  # (b, D_t)  frozen; live or stored, one or several: the same call
             waits.lap("teacher")
-            images, first, done = part.images, done, done + len(part.index)
+            seen, first, done = part.images, done, done + len(part.index)
+            images = seen
             if change is not None:
                 images = colour.apply(images, change.part(first, done)).contiguous(memory_format=torch.channels_last)
             with self.fabric.no_backward_sync(self.wrapped, enabled=not last):
                 query = self.wrapped(images)  # (b, D_s)  the only tensor with a gradient
                 waits.lap("student")
-                loss = self.objective(query, target, part.index) * (len(part.index) / len(batch.index))
+                with self.fabric.autocast():  # (b, D_s)  slow copy's, or the query without gradient
+                    key = self.momentum(seen if self.objective.key_view == "teacher" else images, query)
+                waits.lap("momentum")
+                loss = self.objective(query, target, part.index, key) * (len(part.index) / len(batch.index))
                 waits.lap("objective")
                 self.fabric.backward(loss)  # reads the bank, changes nothing
             waits.lap("student")
-            with self.fabric.autocast():
-                key = self.momentum(images, query)  # (b, D_s)  slow copy's, or the query without gradient
-            waits.lap("momentum")
             keys.append(key)
             targets.append(target)
             losses.append(loss.detach())
+        mean_gradients(self.fabric, self.objective.trained)
         self.optimizer.step()
         waits.lap("optimizer")
         key, target, index = everywhere(self.fabric, torch.cat(keys), torch.cat(targets), batch.index)
@@ -263,6 +266,34 @@ class Step:
         return rehearse
 
 
+def fit_targets(objective: Weighted, teachers: Teachers, images: ImageSet, fabric: Fabric) -> None:
+    """Let objectives look at all of their teacher's rows once, in the first process; the others take what it found."""
+    for member, teacher in zip(objective, teachers, strict=True):
+        if not getattr(member, "fits_targets", False):
+            continue
+
+        def fitted(member: Any = member, teacher: Any = teacher) -> Any:
+            rows = teacher.embeddings(images)
+            where = {id: position for position, id in enumerate(images.ids)}
+            index = torch.tensor([where[id] for id in rows.ids])
+            member.fit(torch.from_numpy(rows.rows).to(fabric.device), index.to(fabric.device))
+            return member.state_dict()
+
+        found = on_first(fabric, fitted)
+        if fabric.world_size > 1:
+            member.load_state_dict(fabric.broadcast(found))
+
+
+def mean_gradients(fabric: Fabric, module: nn.Module) -> None:
+    """Give every process the mean of all processes' gradients; the student's are averaged by its wrapper."""
+    if fabric.world_size == 1:
+        return
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = fabric.all_reduce(mine, reduce_op="mean")  # type: ignore[assignment]
+
+
 def changed_colours(config: Config, fabric: Fabric, step: int) -> colour.Change | None:
     """What the student sees otherwise in this step; drawn for all processes and this one's taken."""
     if not config.student_colour.changes:
@@ -278,9 +309,10 @@ def _objective(
 ) -> tuple[Weighted, list[About]]:
     """One objective for each teacher, with its stored anchors if it has any, and the projector that leads to it."""
     module = objectives.find(config.objective.name)
-    space, members, projected = module.Objective.space, [], []
+    space, members, projected = objectives.space_of(config.objective), [], []
+    asked = objectives.projector_of(config.objective, config.projector)
     for teacher, spec in zip(teachers, teachers.specs, strict=True):
-        ends = shape(config.projector, width=encoder.width, target_width=teacher.width, space=space)
+        ends = shape(asked, width=encoder.width, target_width=teacher.width, space=space)
         projected.append(About(ends, space, spec))
         objective = module.Objective(
             config.objective,
@@ -294,6 +326,9 @@ def _objective(
         if objective.stored_anchors:
             for index, target in teacher.stored():
                 objective.fill(target.to(fabric.device), index.to(fabric.device))
+        trained = getattr(objective, "trained", None)
+        if trained is not None:
+            trained.to(fabric.device)
         members.append(objective)
     widths = [(about.shape.widths[-1], one.width) for about, one in zip(projected, teachers, strict=True)]
     return Weighted(members, shares, widths), projected

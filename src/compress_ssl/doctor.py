@@ -46,6 +46,7 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console, RenderableType
+from torch.nn import functional
 
 from compress_ssl import datasets, objectives, optim, room
 from compress_ssl.bank import BankConfig
@@ -71,6 +72,7 @@ from compress_ssl.stored_teacher import StoredConfig, StoredTeacher
 from compress_ssl.student import Student
 from compress_ssl.teacher import LiveTeacher, open_teacher
 from compress_ssl.transforms import RandomView, RecordedViews, TrainView
+from compress_ssl.weighted import Weighted
 
 ENOUGH_NEIGHBOURS = 100  # of a query among the anchors; a bank that leaves fewer says little about who is near whom
 
@@ -441,7 +443,9 @@ def _step(case: Case, student: Encoder, teacher: AtHand) -> Step:
     """A step of the training with a full bank."""
     config, device = case.config, case.fabric.device
     module = objectives.find(config.objective.name)
-    ends = shape(ProjectorConfig(), width=student.width, target_width=teacher.width, space=module.Objective.space)
+    space = objectives.space_of(config.objective)
+    asked = objectives.projector_of(config.objective, ProjectorConfig())
+    ends = shape(asked, width=student.width, target_width=teacher.width, space=space)
     objective = module.Objective(
         config.objective, width=ends.widths[-1], target_width=teacher.width, images=len(case.training), device=device,
         seed=config.seed,
@@ -449,13 +453,19 @@ def _step(case: Case, student: Encoder, teacher: AtHand) -> Step:
     if objective.temperature == "auto":
         calibrated = case.found["teacher"]["temperature"] or {"suggested": None}
         objective.temperature = calibrated["suggested"] or BankConfig.temperature
-    if hasattr(objective, "bank"):  # noise is as much work as anchors
+    if getattr(objective, "fits_targets", False):  # noise, here and in the bank, is as much work as rows
+        generator = torch.Generator().manual_seed(config.seed)
+        noise = torch.randn(len(case.training), teacher.width, generator=generator).to(device)
+        objective.fit(functional.normalize(noise), torch.arange(len(noise), device=device))
+    if hasattr(objective, "bank"):
         objective.bank.fill_randomly(torch.Generator().manual_seed(config.seed))
     model = Student(student.train(), ends.build()).train().to(device)
     model = model.to(memory_format=torch.channels_last)
-    optimizer = optim.optimizer(model.parameters(), config.optimizer)
+    whole = Weighted([objective], [1.0], [(ends.widths[-1], teacher.width)])
+    whole.trained.to(device)
+    optimizer = optim.optimizer([*model.parameters(), *whole.trained.parameters()], config.optimizer)
     made: Any = teacher  # of a teacher a step needs the call alone
-    return Step(case.fabric, made, model, Momentum(model, objective.momentum), objective, optimizer)
+    return Step(case.fabric, made, model, Momentum(model, objective.momentum), whole, optimizer)
 
 
 def _memory(case: Case, student: Encoder, teacher: LiveTeacher | StoredTeacher) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress_ssl.refusal import Refusal
 
@@ -44,17 +44,27 @@ class Weighted:
         self.members, self.shares = list(members), list(shares)
         self.widths, self.target_widths = map(list, zip(*widths, strict=True))
         self.momentum: float | None = self.members[0].momentum
+        self.reads_key: bool = getattr(self.members[0], "reads_key", False)
+        self.key_view: str = getattr(self.members[0], "key_view", "student")
+        heads = [getattr(member, "trained", None) for member in self.members]
+        self.trained = nn.ModuleList([head for head in heads if head is not None])  # learns together with the student
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.members)
 
-    def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        """(B, sum of D_s) with gradient, (B, sum of D_t), (B,) samples -> scalar."""
-        if len(self.members) == 1:
-            return self.members[0](query, target, index)
-        rows = zip(self.members, self.shares, self._queries(query), self._targets(target), strict=True)
-        losses = [share * member(mine, its, index) for member, share, mine, its in rows]
-        return sum(losses[1:], start=losses[0])
+    def __call__(self, query: Tensor, target: Tensor, index: Tensor, key: Tensor | None = None) -> Tensor:
+        """(B, sum of D_s) with gradient, (B, sum of D_t), (B,) samples -> scalar.
+
+        Args:
+            key: (B, sum of D_s), for objectives that read it.
+        """
+        keys = self._queries(key) if self.reads_key and key is not None else [None] * len(self.members)
+        rows = zip(self.members, self.shares, self._queries(query), self._targets(target), keys, strict=True)
+        losses = [
+            share * member(mine, its, index, *([] if slow is None else [slow]))
+            for member, share, mine, its, slow in rows
+        ]
+        return losses[0] if len(losses) == 1 else sum(losses[1:], start=losses[0])
 
     def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:
         """Each writes what it keeps; after backward."""
@@ -64,15 +74,15 @@ class Weighted:
     def state_dict(self) -> dict[str, Any]:
         """Of a single objective its own, as runs had it before there were several."""
         if len(self.members) == 1:
-            return self.members[0].state_dict()
-        return {str(number): member.state_dict() for number, member in enumerate(self.members, 1)}
+            return _state(self.members[0])
+        return {str(number): _state(member) for number, member in enumerate(self.members, 1)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if len(self.members) == 1:
-            self.members[0].load_state_dict(state)
-            return
+            return _restore(self.members[0], state)
         for number, member in enumerate(self.members, 1):
-            member.load_state_dict(state[str(number)])
+            _restore(member, state[str(number)])
+        return None
 
     def _queries(self, rows: Tensor) -> list[Tensor]:
         return _apart(rows, self.widths)
@@ -84,3 +94,17 @@ class Weighted:
 def _apart(rows: Tensor, widths: list[int]) -> list[Tensor]:
     """The rows of each; contiguous, for kernels read them by their address."""
     return [rows] if len(widths) == 1 else [part.contiguous() for part in rows.split(widths, dim=1)]
+
+
+def _state(member: Any) -> dict[str, Any]:
+    """What the objective keeps, and the weights of what learns with the student."""
+    head = getattr(member, "trained", None)
+    return member.state_dict() | ({} if head is None else {"trained": head.state_dict()})
+
+
+def _restore(member: Any, state: dict[str, Any]) -> None:
+    head = getattr(member, "trained", None)
+    if head is not None:
+        head.load_state_dict(state["trained"])
+        state = {name: value for name, value in state.items() if name != "trained"}
+    member.load_state_dict(state)

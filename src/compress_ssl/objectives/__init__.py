@@ -12,6 +12,17 @@ Each file has `Config` (whose `name` is the file's) and `Objective`:
     objective(query, target, index) -> scalar, changes nothing
     objective.update(key, target, index), after backward
     state_dict, load_state_dict
+
+What only some need, and others leave out:
+
+    projector             of the Config or Objective: the ProjectorConfig that --projector stands for where it is not given
+    space                 may be the Config's instead, where options decide it
+    trained               nn.Module that learns together with the student: heads of the objective's own; its state is kept
+                          for it, the gradient averaged over processes
+    reads_key             True: it is called as objective(query, target, index, key); gradients do not reach the key
+    key_view              "teacher": the slow copy sees the picture as the teacher does, not in the student's colours
+    fits_targets          True: fit(target, index) is called once before the first step with the (N, D_t) rows of all
+                          usable training images in the evaluation view; what it finds is in the state dict
 """
 
 from __future__ import annotations
@@ -19,7 +30,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import Any
 
+from compress_ssl.projector import ProjectorConfig, Space
 from compress_ssl.refusal import Refusal, nearest
 
 
@@ -38,3 +51,15 @@ def find(name: str) -> ModuleType:
     if name not in names():
         raise Refusal(f"--objective expected an objective, got {name!r}: {nearest(name, names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def space_of(config: Any) -> Space:
+    """In which space the objective of this configuration compares the student's rows."""
+    return getattr(config, "space", None) or find(config.name).Objective.space
+
+
+def projector_of(config: Any, asked: ProjectorConfig) -> ProjectorConfig:
+    """The projector that is asked for; where nothing is asked, the one that the objective is published with."""
+    if asked != ProjectorConfig():
+        return asked
+    return getattr(config, "projector", None) or getattr(find(config.name).Objective, "projector", None) or asked
