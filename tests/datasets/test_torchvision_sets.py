@@ -269,3 +269,106 @@ def test_every_listed_set_is_a_class_of_torchvision() -> None:
     from torchvision import datasets
 
     assert all(hasattr(datasets, source.kind) for source in module._SOURCES.values())
+
+
+def names_and_labels(images: Any) -> list[tuple[str, str]]:
+    """File name and class name of every image."""
+    return [(Path(id).name, images.classes[label]) for id, label in zip(images.ids, images.labels, strict=True)]
+
+
+def test_flowers_train_on_train_and_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Literature trains on 2040 flowers; half of them, or the 6149 of the test split, would give another number."""
+    from torchvision.datasets import Flowers102
+
+    monkeypatch.setattr(
+        Flowers102, "_file_dict", {name: (file, None) for name, (file, _) in Flowers102._file_dict.items()}
+    )
+    root = cache_folder() / "torchvision" / "Flowers102" / "flowers-102"
+    for number in range(1, 7):
+        put(root / "jpg" / f"image_{number:05d}.jpg", picture(number))
+    savemat(root / "imagelabels.mat", {"labels": np.array([[2, 1, 2, 1, 3, 3]])})
+    savemat(root / "setid.mat", {"trnid": [[1, 5]], "valid": [[2, 6]], "tstid": [[3, 4]]})
+    splits = open_splits("torchvision/Flowers102")
+    assert splits.test is not None
+    assert values(splits.train) == [1, 2, 5, 6]
+    assert splits.train.labels.tolist() == [1, 0, 2, 2]
+    assert values(splits.test) == [3, 4]
+    assert splits.test.labels.tolist() == [1, 0]
+
+
+def test_cars_are_read_with_their_training_and_test_annotations() -> None:
+    """The test labels lie in another file than the training labels, and both count from one."""
+    root = cache_folder() / "torchvision" / "StanfordCars" / "stanford_cars"
+    kind = np.dtype([("class", object), ("fname", object)])
+    for file, folder, cars in (
+        ("devkit/cars_train_annos.mat", "cars_train", [(2, "00001.jpg"), (1, "00002.jpg"), (3, "00003.jpg")]),
+        ("cars_test_annos_withlabels.mat", "cars_test", [(3, "00001.jpg"), (2, "00002.jpg")]),
+    ):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        savemat(root / file, {"annotations": np.array([cars], dtype=kind)})
+        for number in range(len(cars)):
+            put(root / folder / f"{number + 1:05d}.jpg", picture(number + 10 * (folder == "cars_test")))
+    savemat(
+        root / "devkit" / "cars_meta.mat", {"class_names": np.array([["AM General", "Acura", "BMW"]], dtype=object)}
+    )
+    splits = open_splits("torchvision/StanfordCars")
+    assert splits.test is not None
+    assert names_and_labels(splits.train) == [("00001.jpg", "Acura"), ("00002.jpg", "AM General"), ("00003.jpg", "BMW")]
+    assert names_and_labels(splits.test) == [("00001.jpg", "BMW"), ("00002.jpg", "Acura")]
+    assert (values(splits.train), values(splits.test)) == ([0, 1, 2], [10, 11])
+
+
+def test_pets_train_on_trainval() -> None:
+    """A cat's class is in a list beside the pictures, and so is its split."""
+    root = cache_folder() / "torchvision" / "OxfordIIITPet" / "oxford-iiit-pet"
+    put(root / "annotations" / "trainval.txt", "Abyssinian_1 1 1 1\nbasset_hound_2 2 2 1\n")
+    put(root / "annotations" / "test.txt", "Abyssinian_3 1 1 1\n")
+    for value, name in enumerate(("Abyssinian_1", "basset_hound_2", "Abyssinian_3")):
+        put(root / "images" / f"{name}.jpg", picture(value))
+    splits = open_splits("torchvision/OxfordIIITPet")
+    assert splits.test is not None
+    assert names_and_labels(splits.train) == [
+        ("Abyssinian_1.jpg", "Abyssinian"),
+        ("basset_hound_2.jpg", "Basset Hound"),
+    ]
+    assert values(splits.test) == [2]
+    assert splits.test.labels.tolist() == [0]
+
+
+def test_aircraft_are_told_apart_by_variant_and_train_on_trainval() -> None:
+    """Thirty manufacturers instead of a hundred variants would be an easier set under the same name."""
+    data = cache_folder() / "torchvision" / "FGVCAircraft" / "fgvc-aircraft-2013b" / "data"
+    put(data / "variants.txt", "707-320\nA300B4\n")
+    for split, lines in {"train": "", "val": "", "trainval": "01 707-320\n02 A300B4\n", "test": "03 A300B4\n"}.items():
+        put(data / f"images_variant_{split}.txt", lines)
+    for value in (1, 2, 3):
+        put(data / "images" / f"{value:02d}.jpg", picture(value))
+    splits = open_splits("torchvision/FGVCAircraft")
+    assert splits.test is not None
+    assert names_and_labels(splits.train) == [("01.jpg", "707-320"), ("02.jpg", "A300B4")]
+    assert names_and_labels(splits.test) == [("03.jpg", "A300B4")]
+    assert values(splits.test) == [3]
+
+
+@pytest.mark.parametrize(("name", "size"), [("Places365", "large"), ("Places365:256", "256")])
+def test_places_train_on_train_standard_and_test_on_val(monkeypatch: pytest.MonkeyPatch, name: str, size: str) -> None:
+    """The labels of its test split were never published: nothing could be scored there."""
+    from torchvision.datasets import Places365
+
+    monkeypatch.setattr(Places365, "_CATEGORIES_META", (Places365._CATEGORIES_META[0], None))
+    lists = {split: (file, None) for split, (file, _) in Places365._FILE_LIST_META.items()}
+    monkeypatch.setattr(Places365, "_FILE_LIST_META", lists)
+    root = cache_folder() / "torchvision" / "Places365"
+    put(root / "categories_places365.txt", "/a/airfield 0\n/b/bar 1\n")
+    put(root / "places365_train_standard.txt", "/b/bar/00000001.jpg 1\n/a/airfield/00000001.jpg 0\n")
+    put(root / "places365_val.txt", "Places365_val_00000001.jpg 1\n")
+    with pytest.raises(Refusal, match=r"put categories_places365\.txt"):  # the lists alone
+        open_splits(f"torchvision/{name}")
+    put(root / f"data_{size}_standard" / "b" / "bar" / "00000001.jpg", picture(1))
+    put(root / f"data_{size}_standard" / "a" / "airfield" / "00000001.jpg", picture(2))
+    put(root / f"val_{size}" / "Places365_val_00000001.jpg", picture(3))
+    splits = open_splits(f"torchvision/{name}")
+    assert splits.test is not None
+    assert splits.train.classes == ("/a/airfield", "/b/bar")
+    assert (values(splits.train), splits.train.labels.tolist()) == ([2, 1], [0, 1])
+    assert (values(splits.test), splits.test.labels.tolist()) == ([3], [1])

@@ -1,9 +1,9 @@
 """Images to learn from: what every data set offers, and how a name finds its file in this folder.
 
-A name is a folder of images, a .parquet file or a folder of them, `digits`, `torchvision/NAME`, or the dotted name of
-a module outside the package. Each file here answers two questions: `claims(name)`, is this name mine, and
-`open_splits(name, unusual=…, max_pixels=…)`; a new file joins by being here. A file may list `NAMES` that stand for one
-data set each. These win over a folder of the same name, which is then `./digits`.
+A name is a folder of images, that of CUB-200-2011, a .parquet file or a folder of them, `digits`, `torchvision/NAME`,
+or the dotted name of a module outside the package. Each file here answers two questions: `claims(name)`, is this name
+mine, and `open_splits(name, unusual=…, max_pixels=…)`; a new file joins by being here. A file may list `NAMES` that
+stand for one data set each. These win over a folder of the same name, which is then `./digits`.
 """
 
 from __future__ import annotations
@@ -123,6 +123,11 @@ def open_image(images: ImageSet, position: int) -> Picture | np.ndarray:
     """One image, not decoded yet where its set can offer that; raises UnusableImage, now or when it is decoded."""
     opens = getattr(images, "open", None)
     return images.read(position) if opens is None else opens(position)
+
+
+def claimed_elsewhere(name: str, *, than: str) -> bool:
+    """Whether a file of this folder other than the module `than` claims the name."""
+    return any(module.claims(name) for module in _family() if module.__name__ != than)
 
 
 def known_names() -> tuple[str, ...]:

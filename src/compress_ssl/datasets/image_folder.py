@@ -24,8 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compress_ssl.datasets import Splits, Unusual, digest, sized_checksum
-from compress_ssl.datasets import parquet as _parquet
+from compress_ssl.datasets import Splits, Unusual, claimed_elsewhere, digest, sized_checksum
 from compress_ssl.picture import SUFFIXES, Picture, UnusableImage, decode, open_picture
 from compress_ssl.refusal import Refusal
 
@@ -37,8 +36,8 @@ _OUR_OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # reading fails, 
 
 
 def claims(name: str) -> bool:
-    """Any folder that does not hold parquet instead."""
-    return Path(name).is_dir() and not _parquet.claims(name)
+    """Any folder that no other file here knows better: one of parquet, of a published set."""
+    return Path(name).is_dir() and not claimed_elsewhere(name, than=__name__)
 
 
 def open_splits(name: str, *, unusual: Unusual, max_pixels: int) -> Splits:

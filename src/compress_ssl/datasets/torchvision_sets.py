@@ -3,10 +3,12 @@
 They live in $COMPRESS_SSL_HOME/torchvision/NAME (else ~/.cache/compress-ssl/…), in the layout of their publishers. What
 is not there is downloaded; without a network a refusal names the folder and what to put into it.
 
-Splits are each set's own. A validation split joins the training split, as in the transfer literature; EuroSAT and
-SUN397 come without splits, there a fifth is held out as test (`hold_out`: the same images everywhere). STL10 trains on
-its 5000 labelled images, `torchvision/STL10:unlabeled` on its 100 000 unlabelled ones. Imagenette also comes as
-`:320px` and `:160px`.
+Splits are each set's own. A validation split joins the training split, as in the transfer literature: Flowers102, DTD
+(the first of its ten partitions), Country211 and RenderedSST2 train on train and val, FGVCAircraft (classes: variants)
+and OxfordIIITPet on trainval, all against test; Food101 and StanfordCars have train and test. Where the labels of test
+were never published, val is test: Places365 (train-standard; `:256` for its small images) and Imagenette (`:320px`,
+`:160px` for small ones). EuroSAT and SUN397 come without splits, there a fifth is held out as test (`hold_out`: the
+same images everywhere). STL10 trains on its 5000 labelled images, `torchvision/STL10:unlabeled` on 100 000 unlabelled.
 
 Sets of image files are read by our own decoder, so that their few CMYK, GIF or transparent files are counted as in any
 other folder; ids are paths below the folder named above, sorted. Sets published as one array of decoded pixels (CIFAR,
@@ -62,6 +64,7 @@ _TRAIN_VAL_TEST = (_split("train", "val"), _split("test"))
 _TRAIN_VALID_TEST = (_split("train", "valid"), _split("test"))
 _TRAINVAL_TEST = (_split("trainval"), _split("test"))
 _TRAIN_VAL = (_split("train"), _split("val"))
+_STANDARD_VAL = (_split("train-standard"), _split("val"))
 _UNLABELLED_TEST = (_split("unlabeled"), _split("test"))
 _NO_SPLITS: tuple[_Arguments, _Arguments] = (({},), ())
 
@@ -82,6 +85,10 @@ _SOURCES: dict[str, _Source] = {
     "KMNIST": _Source("KMNIST", "KMNIST/raw/", *_FLAG, one_array=True),
     "MNIST": _Source("MNIST", "MNIST/raw/", *_FLAG, one_array=True),
     "OxfordIIITPet": _Source("OxfordIIITPet", "oxford-iiit-pet/", *_TRAINVAL_TEST),
+    "Places365": _Source("Places365", "categories_places365.txt, its lists, data_large_standard/", *_STANDARD_VAL),
+    "Places365:256": _Source(
+        "Places365", "categories_places365.txt, its lists, data_256_standard/", *_STANDARD_VAL, more={"small": True}
+    ),
     "RenderedSST2": _Source("RenderedSST2", "rendered-sst2/", *_TRAIN_VAL_TEST),
     "STL10": _Source("STL10", "stl10_binary/", *_TRAIN_TEST, one_array=True),
     "STL10:unlabeled": _Source("STL10", "stl10_binary/", *_UNLABELLED_TEST, one_array=True),
@@ -202,8 +209,8 @@ def _files(
 
 
 def _paths_and_labels(published: Any) -> Iterator[tuple[Any, int]]:
-    """torchvision has no public name for these; four private ones cover its sets (0.21 to 0.29)."""
-    for attribute in ("samples", "_samples"):
+    """torchvision has no public name for these; a few cover its sets (0.21 to 0.29)."""
+    for attribute in ("samples", "_samples", "imgs"):
         if hasattr(published, attribute):
             return iter(getattr(published, attribute))
     for attribute in ("_image_files", "_images"):
@@ -225,7 +232,10 @@ def _published(source: _Source, arguments: dict[str, Any], root: Path) -> Any:
 
     make = getattr(datasets, source.kind)
     try:
-        return make(root=str(root), **arguments, **source.more)
+        published = make(root=str(root), **arguments, **source.more)
+        if not Path(getattr(published, "images_dir", root)).is_dir():  # Places365 looks at its lists alone
+            raise RuntimeError(f"{published.images_dir} not found")
+        return published
     except RuntimeError:  # torchvision's "not found or corrupted"
         with _network_may_be_silent():
             return make(root=str(root), **arguments, **source.more, download=True)
