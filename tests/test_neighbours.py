@@ -91,13 +91,13 @@ def test_a_product_of_low_precision_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     plain = neighbours._product
 
     def rounded(queries: Tensor, rows: Tensor) -> Tensor:
-        return plain(queries.bfloat16(), rows.bfloat16()).bfloat16().float()
+        return plain(queries.bfloat16(), rows.bfloat16()).bfloat16().float()  # (n, Q)
 
     queries, gallery = unit(203, 13, seed=1), unit(1009, 13)
     missed = [
         set(found) - set(proposed)
         for found, proposed in zip(
-            naive(queries, gallery, 5)[1].tolist(), rounded(queries, gallery).topk(6).indices.tolist(), strict=True
+            naive(queries, gallery, 5)[1].tolist(), rounded(queries, gallery).T.topk(6).indices.tolist(), strict=True
         )
     ]
     assert any(missed)  # so that six candidates in low precision do not hold the five nearest
@@ -133,6 +133,21 @@ def test_scratch_memory_does_not_grow_with_the_gallery(monkeypatch: pytest.Monke
     nearest_neighbours(unit(31, 5), unit(1009, 5, seed=1), count=3, at_once=500)
     assert len(seen) > 50
     assert max(similarities.numel() for similarities in seen) <= 500
+
+
+@pytest.mark.parametrize("order", ["drawn", "nearest first", "nearest last", "one class after another"])
+@pytest.mark.parametrize("chunk", [160, 333, 5000])
+def test_blocks_that_are_passed_over_hold_no_neighbour(order: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gallery of many rows, sorted as folders are, would hide some of its rows."""
+    monkeypatch.setattr(neighbours, "SPARE", 1)
+    queries, gallery = unit(37, 7, seed=1), unit(1999, 7)
+    if order.startswith("nearest"):
+        queries[:] = torch.nn.functional.normalize(queries[:1] + 0.01 * queries)
+        gallery = gallery[(gallery @ queries[0]).argsort(descending=order == "nearest first")]
+    if order == "one class after another":
+        gallery = gallery[(gallery @ unit(11, 7, seed=2).T).argmax(dim=1).argsort()]
+    assert_exact(queries, gallery, 2, at_once=len(queries) * chunk)
+    assert_exact(queries, torch.cat([gallery, gallery[:100]]), 5, at_once=len(queries) * chunk)  # rows that repeat
 
 
 def test_neighbours_agree_with_scikit_learn_and_faiss() -> None:

@@ -12,16 +12,18 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 SPARE = 16  # candidates beyond those asked for; a query needs the slow path only when they all lie within rounding
 QUERIES = 1024  # rows of queries at a time
+BLOCK = 16  # rows of the gallery that are looked at together: their maximum tells whether any is near enough
 STEPS = 2**30  # similarities are compared in steps of 1 / STEPS: above float64 noise (1e-16), below float32's (1e-7)
 SHIFT = 2**32  # a key is the similarity in steps, times SHIFT, minus the position: galleries hold fewer rows than that
 NOWHERE = torch.iinfo(torch.int64).min  # key of a row that must not be returned
 
 
 def nearest_neighbours(
-    queries: Tensor, gallery: Tensor, *, count: int, own: Tensor | None = None, at_once: int = 2**24
+    queries: Tensor, gallery: Tensor, *, count: int, own: Tensor | None = None, at_once: int = 2**22
 ) -> tuple[Tensor, Tensor]:
     """The `count` rows of the gallery with the largest cosine to each query, nearest first.
 
@@ -33,7 +35,7 @@ def nearest_neighbours(
         gallery: (N, D) unit rows on the same device.
         count: K, at least 1; capped at the number of rows there are to return.
         own: (Q,) int64, where in the gallery the query's own image is, -1 where it is not; never returned.
-        at_once: similarities held at once.
+        at_once: similarities held at once; 16 MiB of them stay in a cache and in memory that is already there.
     Returns: similarities (Q, K) float32 and positions in the gallery (Q, K) int64.
     Raises: ValueError on shapes that do not fit, rows that are not of length 1, and a gallery with nothing to return.
     """
@@ -95,22 +97,56 @@ def _candidates(
     queries: Tensor, gallery: Tensor, count: int, own: Tensor | None, at_once: int
 ) -> tuple[Tensor, Tensor]:
     """Similarities and positions (Q, min(count, N)), largest first, by the plain product, a chunk at a time."""
+    count = min(count, len(gallery))
     chunk = max(1, at_once // len(queries))
-    best = torch.empty(len(queries), 0, device=queries.device)
-    positions = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    best = torch.full((len(queries), count), -torch.inf, device=queries.device)
+    positions = torch.zeros(best.shape, dtype=torch.int64, device=queries.device)
     for first in range(0, len(gallery), chunk):
         similarities = _product(queries, gallery[first : first + chunk])
-        _hide(similarities, own, first, -torch.inf)
-        near, where = similarities.topk(min(count, similarities.shape[1]), dim=1)
-        best, positions = torch.cat([best, near], dim=1), torch.cat([positions, where + first], dim=1)
-        best, order = best.topk(min(count, best.shape[1]), dim=1)
-        positions = positions.gather(1, order)
+        _hide(similarities.T, own, first, -torch.inf)
+        near, where = _better(similarities, best[:, -1], count)
+        best, order = torch.cat([best, near], dim=1).topk(count, dim=1)
+        positions = torch.cat([positions, where + first], dim=1).gather(1, order)
     return best, positions
 
 
+def _better(similarities: Tensor, least: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """What of (n, Q) similarities is larger than the (Q,) least of interest, and among the `count` largest.
+
+    Few are, after the first chunks: a look at the maximum of each block of rows leaves out nearly everything.
+    Where many are, the `count` largest lie in the `count` blocks with the largest maxima, and none of them is smaller
+    than the smallest of these maxima.
+
+    Returns: values and rows (Q, m), in no order; -inf and row 0 where a query has fewer than m.
+    """
+    if len(similarities) % BLOCK:
+        similarities = functional.pad(similarities, (0, 0, 0, -len(similarities) % BLOCK), value=-torch.inf)
+    blocks = similarities.view(-1, BLOCK, similarities.shape[1])
+    highest = blocks.amax(dim=1)
+    floor = torch.nextafter(least, least.new_tensor(torch.inf))
+    chosen = highest >= floor
+    if len(highest) > count and int(chosen.sum(dim=0).max()) > count:
+        largest = highest.topk(count, dim=0)
+        chosen &= torch.zeros_like(chosen).scatter_(0, largest.indices, True)
+        floor = torch.maximum(floor, largest.values[-1])
+    query, block = chosen.T.nonzero().T
+    values = blocks[block, :, query]
+    pair, inside = (values >= floor[query, None]).nonzero().T
+    query, row = query[pair], block[pair] * BLOCK + inside
+    found = torch.bincount(query, minlength=len(least))
+    column = torch.arange(len(query), device=query.device) - (found.cumsum(0) - found)[query]  # queries are in order
+    near = least.new_full((len(least), int(found.max())), -torch.inf)
+    where = torch.zeros(near.shape, dtype=torch.int64, device=near.device)
+    near[query, column], where[query, column] = values[pair, inside], row
+    return near, where
+
+
 def _product(queries: Tensor, rows: Tensor) -> Tensor:
-    """(Q, n) similarities in float32, or in whatever the process has been told to compute products with."""
-    return (queries.float() @ rows.float().T).float()
+    """(n, Q) similarities in float32, or in whatever the process has been told to compute products with.
+
+    Rows × queries is up to 1.6 times faster than queries × rows on a Zen 3 core, and maxima over rows are, too.
+    """
+    return (rows.float() @ queries.float().T).float()
 
 
 def _exhaustive(queries: Tensor, gallery: Tensor, count: int, own: Tensor | None, at_once: int) -> Tensor:

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 import compress_ssl.evaluations
 from compress_ssl.embeddings import Embeddings
 from compress_ssl.evaluations import Embedded, find, names, own_rows
+from compress_ssl.neighbours import nearest_neighbours
 from compress_ssl.refusal import Refusal
 
 
@@ -87,3 +90,30 @@ def test_an_image_is_the_same_by_id_and_row(embedded: Embedded) -> None:
     rows = train.rows[[5, 60, 1, 7]]  # the last one only shares its id with an image of train
     queries = Embeddings(rows=rows, labels=np.array([1, 2, 3, 4]), ids=ids)
     assert own_rows(queries, train).tolist() == [5, 60, -1, -1]
+
+
+def test_neighbours_are_searched_for_once(embedded: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark of a hundred students would search among the teacher's rows a hundred times."""
+    searches: list[int] = []
+
+    def counted(*rows: Tensor, count: int, own: Tensor) -> tuple[Tensor, Tensor]:
+        searches.append(count)
+        return nearest_neighbours(*rows, count=count, own=own)
+
+    monkeypatch.setattr(compress_ssl.evaluations, "nearest_neighbours", counted)
+    nobody = torch.full((23,), -1)
+    fresh = replace(embedded)
+    six = embedded.nearest(6, own=nobody)
+    np.testing.assert_array_equal(embedded.nearest(6, own=nobody.clone()), six)
+    np.testing.assert_array_equal(embedded.nearest(2, own=nobody), six[:, :2])
+    np.testing.assert_array_equal(embedded.nearest(2, own=nobody), fresh.nearest(2, own=nobody))
+    assert searches == [6, 2]  # another table, even one of the same rows, is searched by itself
+
+
+def test_neighbours_found_for_one_question_are_no_answer_to_another(embedded: Embedded) -> None:
+    """More neighbours, or other images to leave out, would be answered from what somebody else had asked."""
+    rows, asked = (torch.from_numpy(split.rows) for split in (embedded.train, embedded.test))
+    nobody, somebody = torch.full((23,), -1), torch.arange(23)
+    for count, own in ((1, nobody), (4, nobody), (4, somebody), (3, nobody), (99, nobody)):
+        expected = nearest_neighbours(asked, rows, count=count, own=own)[1].numpy()
+        np.testing.assert_array_equal(embedded.nearest(count, own=own), expected)

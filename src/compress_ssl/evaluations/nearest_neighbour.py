@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress_ssl.evaluations import Embedded, labelled_rows, own_rows, tensor
+from compress_ssl.evaluations import Embedded, labelled_rows, own_rows
 from compress_ssl.metrics import accuracy
-from compress_ssl.neighbours import nearest_neighbours
 from compress_ssl.refusal import Refusal
 
 
@@ -34,14 +33,9 @@ def unfit(embedded: Embedded) -> str | None:
 def evaluate(embedded: Embedded, config: Config) -> dict[str, float]:
     """Accuracy on the test split: `nearest_neighbour` for one neighbour, `nearest_neighbour_K` for K."""
     train, test = labelled_rows(embedded.train), labelled_rows(embedded.test)
-    device = embedded.device
-    _, positions = nearest_neighbours(
-        tensor(test.rows, device=device),
-        tensor(train.rows, device=device),
-        count=max(config.neighbours),
-        own=own_rows(test, train, device=device),
-    )
-    voters = train.labels[positions.cpu().numpy()]
+    if train is not embedded.train or test is not embedded.test:
+        embedded = Embedded(train=train, test=test, device=embedded.device)
+    voters = train.labels[embedded.nearest(max(config.neighbours), own=own_rows(test, train))]
     scores = {count: accuracy(vote(voters[:, :count]), test.labels) for count in config.neighbours}
     return {"nearest_neighbour" if count == 1 else f"nearest_neighbour_{count}": scores[count] for count in scores}
 

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from compress_ssl.evaluations import Embedded, own_rows, tensor
+from compress_ssl.evaluations import Embedded, own_rows
 from compress_ssl.metrics import overlap
-from compress_ssl.neighbours import nearest_neighbours
 from compress_ssl.refusal import Refusal
 
 
@@ -35,11 +32,8 @@ def evaluate(embedded: Embedded, config: Config) -> dict[str, float]:
     """`neighbour_overlap_K`: mean over the test images of the share of K neighbours common to student and teacher."""
     teacher = embedded.teacher
     assert teacher is not None, "asked although unfit"
-    own = own_rows(teacher.test, teacher.train, device=embedded.device)
-
-    def neighbours(side: Embedded) -> np.ndarray:
-        queries, gallery = (tensor(split.rows, device=embedded.device) for split in (side.test, side.train))
-        return nearest_neighbours(queries, gallery, count=max(config.neighbours), own=own)[1].cpu().numpy()
-
-    theirs, ours = neighbours(teacher), neighbours(embedded)
+    own, most = own_rows(teacher.test, teacher.train), max(config.neighbours)
+    ours = embedded.nearest(most, own=own)
+    same = teacher.train is embedded.train and teacher.test is embedded.test  # the teacher beside itself
+    theirs = ours if same else teacher.nearest(most, own=own)
     return {f"neighbour_overlap_{count}": overlap(theirs[:, :count], ours[:, :count]) for count in config.neighbours}
