@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "compress_ssl"
 FAMILIES = ("backbones", "datasets", "evaluations", "formats", "objectives", "pretraining")
 # who may name a file of a family: the verbs, downstream of all of them; the family's own files
-VERBS = {"demo", "doctor", "pretrain", "shrink", "embed", "distill", "evaluate", "report", "models"}
+VERBS = {"demo", "doctor", "pretrain", "shrink", "embed", "distill", "evaluate", "voc", "report", "models"}
 FINDERS = {
     "compress_ssl.encoder": {"compress_ssl.backbones.from_timm", "compress_ssl.backbones.from_torchvision"},
     "compress_ssl.filled": {"compress_ssl.backbones.from_timm", "compress_ssl.backbones.from_torchvision"},

@@ -30,6 +30,7 @@ VERBS = {
     "embed": "an encoder over a data set -> a table of stored embeddings",
     "distill": "compress a teacher into a small student",
     "evaluate": "score teacher and students on the same images",
+    "voc": "score an encoder on PASCAL VOC: classes in a picture",
     "report": "one self-contained HTML page from run folders",
 }
 # field of a Config that is chosen by the name of a file, and the family it is a file of

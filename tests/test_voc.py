@@ -1,0 +1,204 @@
+"""The verb on pictures laid out like VOC 2007: from a command to results.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.svm import LinearSVC
+
+from compress_ssl import datasets, embed, report
+from compress_ssl.cli import main
+from compress_ssl.encoder import open_encoder, save_encoder
+from compress_ssl.transforms import EvaluationView
+from compress_ssl.voc_layout import read_annotations
+
+MODEL = "compress/resnet10_small_w8@random"
+
+
+@pytest.fixture(scope="module")
+def data(make_voc, tmp_path_factory) -> Path:
+    return make_voc(tmp_path_factory.mktemp("data"), train=23, val=17, test=19)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "student_2q"
+    torch.manual_seed(3)
+    save_encoder(open_encoder(MODEL, weights="random", size=32), folder / "student")
+    return folder
+
+
+def voc(*words: object) -> int:
+    return main(["voc", *map(str, words), "--device", "cpu", "--workers", "0"])
+
+
+def results(out: Path) -> dict:
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def classified(model, data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("voc") / "results"
+    assert voc(model, "--data", data, "--out", out) == 0
+    return out
+
+
+def test_classification_writes_both_means_and_every_class(classified):
+    """A mean without its classes cannot be checked, and one rule cannot be compared with papers of the other."""
+    found = results(classified)
+    assert found["splits"] == {"learnt_from": "trainval", "reported_on": "test"}
+    assert found["images"] == {"train": 40, "test": 19}
+    one = found["models"]["student_2q"]
+    assert set(one["per_class"]) == {"apple", "leaf", "sea"}
+    for rule in ("11", "all"):
+        mean = np.mean([value[f"ap_{rule}"] for value in one["per_class"].values()])
+        assert one["metrics"][f"classification_map_{rule}"] == pytest.approx(mean)
+        assert 0.6 < mean <= 1, "colours are easy"
+    assert one["parameters"] > 0
+
+
+def test_classification_is_what_scikit_learn_makes_of_the_rows(classified, model, data):
+    """The verb could mix up images and targets, train and test, or count difficult objects."""
+    splits = datasets.open_splits(str(data))
+    encoder = open_encoder(str(model), weights="random")
+    view = EvaluationView(encoder.preprocessing)
+    rows = {
+        name: embed.embed(encoder, images, view=view, device=torch.device("cpu"), workers=0).rows.astype(np.float64)
+        for name, images in (("learn", splits.train), ("report", splits.test))
+    }
+    ids = {name: [Path(id).stem for id in images.ids] for name, images in
+           (("learn", splits.train), ("report", splits.test))}  # fmt: skip
+    found = results(classified)["models"]["student_2q"]["per_class"]
+    for name in ("apple", "leaf", "sea"):
+        kept, truth = {}, {}
+        for part in ("learn", "report"):
+            objects = read_annotations(data, ids[part])
+            said = [{one.difficult for one in objects[id] if one.name == name} for id in ids[part]]
+            kept[part] = [place for place, difficult in enumerate(said) if difficult != {True}]
+            truth[part] = np.array([False in said[place] for place in kept[part]])
+        machine = LinearSVC(C=found[name]["cost"], dual=False, tol=1e-5, max_iter=10_000)
+        machine.fit(rows["learn"][kept["learn"]], truth["learn"])
+        ranked = truth["report"][np.argsort(-machine.decision_function(rows["report"][kept["report"]]))]
+        precisions = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)
+        area = np.mean([precisions[rank:].max() for rank in np.flatnonzero(ranked)])
+        assert found[name]["ap_all"] == pytest.approx(area, abs=1e-9)
+
+
+def test_stored_rows_score_as_the_encoder_does(classified, model, data, tmp_path):
+    """A teacher that is known by its rows alone could not be compared with its students."""
+    assert main(["embed", "--encoder", str(model), "--data", str(data), "--out", str(tmp_path / "table"),
+                 "--dtype", "float32", "--device", "cpu", "--workers", "0"]) == 0  # fmt: skip
+    assert voc(tmp_path / "table", "--data", data, "--out", tmp_path / "results") == 0
+    stored, live = results(tmp_path / "results")["models"]["table"], results(classified)["models"]["student_2q"]
+    assert stored["per_class"] == live["per_class"]
+    assert stored["metrics"] == live["metrics"]
+
+
+def test_vectors_from_elsewhere_are_scored(data, tmp_path):
+    """Rows that some other program made of VOC are a model like any other."""
+    splits = datasets.open_splits(str(data))
+    ids = [*splits.train.ids, *splits.test.ids]
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((len(ids), 5)).astype(np.float32))
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    assert voc(tmp_path / "rows.npy", "--ids", tmp_path / "ids.txt", "--data", data, "--out", tmp_path / "out") == 0
+    metrics = results(tmp_path / "out")["models"]["rows.npy"]["metrics"]
+    assert metrics.keys() == {"classification_map_11", "classification_map_all"}
+
+
+def test_the_table_names_every_class(model, data, tmp_path, capfd):
+    """A score that has to be dug out of a file is not looked at."""
+    assert voc(model, "--data", data, "--out", tmp_path / "out", "--classification.costs", "1", "10") == 0
+    captured = capfd.readouterr()
+    for word in ("apple", "leaf", "sea", "mean", "11 points", "all points"):
+        assert word in captured.err
+    assert captured.out.strip() == str(tmp_path / "out")
+
+
+def test_a_page_can_be_made_of_it(classified):
+    """The page of a student would not show its VOC scores."""
+    page = report.run(report.Config(runs=(str(classified),)))
+    assert "classification" in Path(page).read_text()
+
+
+def test_without_val_costs_are_chosen_on_half_of_what_is_learnt_from(make_voc, model, tmp_path):
+    """VOC 2012 reports on val: choosing on it too would flatter every model."""
+    data = make_voc(tmp_path, train=29, val=17)
+    assert voc(model, "--data", data, "--out", tmp_path / "out") == 0
+    found = results(tmp_path / "out")
+    assert found["splits"] == {"learnt_from": "train", "reported_on": "val"}
+    assert found["images"] == {"train": 29, "test": 17}
+
+
+def broken_picture(data: Path) -> None:
+    (data / "JPEGImages/test_003.jpg").write_bytes(b"no picture")
+
+
+def no_annotation(data: Path) -> None:
+    (data / "Annotations/val_002.xml").unlink()
+
+
+def no_objects(data: Path) -> None:
+    for file in (data / "Annotations").glob("*.xml"):
+        file.write_text("<annotation/>")
+
+
+# fmt: off
+HARM = [
+    (broken_picture, "expected every image of the splits to be usable, got JPEGImages/test_003.jpg: broken"),
+    (no_annotation, "Annotations/val_002.xml, got none: restore it"),
+    (no_objects, "expected objects in the annotations of"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("harm", "told"), HARM)
+def test_data_that_would_falsify_the_score_is_refused(harm, told, make_voc, model, tmp_path, capsys):
+    """The score would be that of another test split than everybody else's."""
+    data = make_voc(tmp_path, train=5, val=5, test=5)
+    harm(data)
+    assert voc(model, "--data", data, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_an_image_without_a_stored_row_is_refused(make_voc, model, tmp_path, capsys):
+    """It would be left out of the test in silence, since it could not be read when the rows were made."""
+    data = make_voc(tmp_path, train=5, val=5, test=5)
+    broken_picture(data)
+    assert main(["embed", "--encoder", str(model), "--data", str(data), "--out", str(tmp_path / "table"),
+                 "--device", "cpu", "--workers", "0"]) == 0  # fmt: skip
+    assert voc(tmp_path / "table", "--data", data, "--out", tmp_path / "out") == 2
+    assert "got none of 1 (JPEGImages/test_003.jpg, …)" in capsys.readouterr().err
+
+
+# fmt: off
+UNUSABLE_OPTIONS = [
+    (["--data", "digits"], "expected a folder with JPEGImages, Annotations and ImageSets/Main, got 'digits' without"),
+    (["--task", "segmentation"], "--task"),
+    (["--classification.costs", "0"], "--classification.costs expected numbers above 0"),
+    (["--ids", "ids.txt"], "leave --ids out"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("words", "told"), UNUSABLE_OPTIONS)
+def test_options_that_cannot_be_used_are_told(words, told, model, data, tmp_path, capsys):
+    """One sentence, before anything is embedded."""
+    given = [model, "--data", data, "--out", tmp_path / "out", *words]
+    if "--data" in words:
+        given = [model, "--out", tmp_path / "out", *words]
+    assert voc(*given) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_that_are_there_are_not_overwritten(classified, model, data, capsys):
+    """Yesterday's numbers would be gone."""
+    assert voc(model, "--data", data, "--out", classified) == 2
+    assert "expected an empty or new folder" in capsys.readouterr().err
