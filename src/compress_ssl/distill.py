@@ -39,6 +39,7 @@ from compress_ssl.training import Training, TrainingConfig, step_seed
 from compress_ssl.transforms import TrainView
 from compress_ssl.waits import Waits
 from compress_ssl.weighted import Weighted, weight_shares
+from compress_ssl.whole_batch import refuse_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,7 @@ def run(config: Config) -> Path:
     encoder = open_encoder(config.student, weights="random", size=config.student_size or teachers.input_size).train()
     view = teachers.view(config.view, encoder.preprocessing.size)
     objective, projected = _objective(config, encoder, teachers, shares, len(images), fabric)
+    refuse_parts(objective, accumulate=config.training.accumulate)
     judges = on_first(fabric, lambda: judged_by(teachers, watched))
     automatic = settle_temperatures(objective, judges, fabric)
     fit_targets(objective, teachers, images, fabric)

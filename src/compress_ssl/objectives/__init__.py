@@ -15,14 +15,16 @@ Each file has `Config` (whose `name` is the file's) and `Objective`:
 
 What only some need, and others leave out:
 
-    projector             of the Config or Objective: the ProjectorConfig that --projector stands for where it is not given
+    projector             of the Config or Objective: the ProjectorConfig that --projector stands for if it is not given
     space                 may be the Config's instead, where options decide it
-    trained               nn.Module that learns together with the student: heads of the objective's own; its state is kept
-                          for it, the gradient averaged over processes
+    trained               nn.Module that learns together with the student: heads of the objective's own; its state is
+                          kept for it, the gradient averaged over processes
     reads_key             True: it is called as objective(query, target, index, key); gradients do not reach the key
     key_view              "teacher": the slow copy sees the picture as the teacher does, not in the student's colours
     fits_targets          True: fit(target, index) is called once before the first step with the (N, D_t) rows of all
                           usable training images in the evaluation view; what it finds is in the state dict
+    within_batch          True: the images of a batch are compared with one another, those of all processes
+                          (whole_batch.py), so that it is not the mean of its parts' losses: --accumulate is refused
 """
 
 from __future__ import annotations

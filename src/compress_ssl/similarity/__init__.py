@@ -93,11 +93,11 @@ def anchor_cross_entropy(
 def refuse_path(path: Path, device: torch.device | str, temperature: Temperature) -> None:
     """Refuse, before a run starts, a path that the device or the temperature cannot take."""
     reason = fused.machine_refused(torch.device(device)) if path == "fused" else None
+    if reason is not None:
+        raise Refusal(f"--objective.path fused expected a CUDA device and Triton, but {reason}: leave it out")
     if path == "fused" and temperature != "auto" and temperature < fused.LOWEST_TEMPERATURE:
         raise Refusal(f"--objective.path fused expected a temperature of at least {fused.LOWEST_TEMPERATURE}, got "
                       f"{temperature}: leave it out")  # fmt: skip
-    if reason is not None:
-        raise Refusal(f"--objective.path fused expected a CUDA device and Triton, but {reason}: leave it out")
 
 
 def _divergence(
