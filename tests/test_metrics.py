@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress_ssl.metrics import accuracy, overlap, top_k_accuracy
+from compress_ssl.metrics import accuracy, overlap, per_class_accuracy, top_k_accuracy
 
 
 def test_accuracy_counts_equal_classes() -> None:
@@ -49,3 +49,17 @@ def test_shapes_that_do_not_fit_are_named(metric: object, predicted: np.ndarray,
     assert callable(metric)
     with pytest.raises(ValueError, match=r"^expected .*, got .*: "):
         metric(predicted, labels)
+
+
+def test_classes_count_the_same_however_large() -> None:
+    """A set of aircraft with 90 of one kind would be scored by that kind alone."""
+    from sklearn.metrics import balanced_accuracy_score
+
+    labels = np.array([4, 4, 4, 4, 4, 9, 9, 2])
+    predicted = np.array([4, 4, 4, 4, 9, 9, 4, 4])
+    assert per_class_accuracy(predicted, labels) == pytest.approx((4 / 5 + 1 / 2 + 0) / 3)
+    generator = np.random.default_rng(0)
+    labels, predicted = generator.integers(0, 5, (2, 301))
+    assert per_class_accuracy(predicted, labels) == pytest.approx(balanced_accuracy_score(labels, predicted))
+    with pytest.raises(ValueError, match="N > 0"):
+        per_class_accuracy(labels[:0], labels[:0])

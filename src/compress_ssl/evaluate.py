@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from compress_ssl import datasets, evaluations, pictures
+from compress_ssl import datasets, evaluations, pictures, transfer
 from compress_ssl.backbones import model_folder
 from compress_ssl.datasets import ImageSet, Splits
 from compress_ssl.device import open_device
@@ -56,6 +56,8 @@ class Config:
     ids: Path | None = None  # text file with the image ids of every .npy of vectors among the models, one a line
     metrics: tuple[str, ...] = ()  # evaluations to run; none named: all that fit
     protocols: Protocols = field(default_factory=Protocols)
+    on: tuple[str, ...] = ()  # other labelled data sets to score the same models on, with their own train and test
+    on_metrics: tuple[str, ...] = transfer.METRICS  # evaluations to run on those
     held_out: int = 1000  # images to test on where the data has no test split, at most a tenth; as distill keeps aside
     # of students of several teachers, whose projector goes with the first model: its name in the training, or teacher_2
     projector: str | None = None
@@ -73,6 +75,7 @@ def run(config: Config) -> Path:
     console = Console(stderr=True)
     named = _named(config.models)
     chosen = {name: evaluations.find(name) for name in config.metrics or evaluations.names()}
+    chosen_there = {name: evaluations.find(name) for name in config.on_metrics or transfer.METRICS}
     device = open_device(config.device)
     stored = open_all(named, config.ids)
     if "linear_probe" in chosen and config.protocols.linear_probe.protocol == "paper" and stored:
@@ -86,6 +89,12 @@ def run(config: Config) -> Path:
         raise Refusal(f"--seed expected 0 or more, got {config.seed}: choose another")
     splits = open_data(config.data, config.held_out, unusual=config.unusual)
     assert splits.test is not None
+    others = transfer.open_others(
+        config.on, data=config.data, open_data=lambda name: open_data(name, config.held_out, unusual=config.unusual)
+    )
+    if others and "linear_probe" in chosen_there and config.protocols.linear_probe.protocol == "paper":
+        raise Refusal("--on-metrics linear_probe expected --protocols.linear-probe.protocol stored, got paper, whose "
+                      "random views are of --data alone: name linear_transfer instead")  # fmt: skip
     for name in ("config.yaml", "results.json"):
         if (config.out / name).exists():
             raise Refusal(f"--out expected a folder without results, got {config.out}, which holds {name} of another "
@@ -93,6 +102,15 @@ def run(config: Config) -> Path:
     kept = {
         name: from_stored(rows, splits, strict=config.strict) for name, rows in stored.items()
     }  # refused before hours, if at all
+    elsewhere = {
+        name: {
+            other: transfer.stored_rows(
+                rows, its, other, lambda rows, its: from_stored(rows, its, strict=config.strict)
+            )
+            for other, its in others.items()
+        }
+        for name, rows in stored.items()
+    }
     projectors = _projectors(config.projector, named, console)
     config.out.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(config.out)
@@ -134,6 +152,13 @@ def run(config: Config) -> Path:
         train[name] = embed_split(encoder, splits.train, view, f"{name}, train")
         test[name] = embed_split(encoder, splits.test, view, f"{name}, test")
         augmented[name] = _augmented(encoder, splits.train, embed_split)
+        elsewhere[name] = {}
+        for other, its in others.items():
+            assert its.test is not None
+            elsewhere[name][other] = (
+                embed_split(encoder, its.train, view, f"{name}, {other}, train"),
+                embed_split(encoder, its.test, view, f"{name}, {other}, test"),
+            )
         if name in projectors:
             both = torch.nn.Sequential(encoder, projectors[name].module.to(device))
             projected[name] = embed_split(both, splits.test, view, f"{name}, projected")
@@ -146,8 +171,15 @@ def run(config: Config) -> Path:
     if lost:
         console.print(f"images left out, for one of the models has no row of them: {lost}", highlight=False)
     scores = {name: score(embedded, chosen, config.protocols) for name, embedded in models.items()}
-    write_results(folder, data=config.data, models=models, scores=scores, about=about, splits=splits)
+    transferred = {}
+    for other in others:
+        rows_there = {name: elsewhere[name][other] for name in named}
+        transferred[other] = _score_elsewhere(rows_there, chosen_there, config.protocols, device=where)
+    more = {"transfer": transferred} if transferred else {}
+    write_results(folder, data=config.data, models=models, scores=scores, about=about, splits=splits, more=more)
     console.print(result_table(scores, about))
+    if transferred:
+        console.print(transfer.transfer_tables(transferred))
     if folder.skipped():
         console.print(folder.skipped_told(), markup=False)
     return config.out
@@ -285,6 +317,25 @@ def score(embedded: Embedded, chosen: dict[str, Any], protocols: Any) -> dict[st
     return {"metrics": metrics, "missing": missing}
 
 
+def _score_elsewhere(
+    rows: dict[str, transfer.Rows], chosen: dict[str, Any], protocols: Any, *, device: str
+) -> dict[str, Any]:
+    """What results.json holds of one data set of `--on`."""
+    train, test = ({name: both[split] for name, both in rows.items()} for split in (0, 1))
+    models = side_by_side(train, test, device=device)
+    protocols = transfer.by_class_too(protocols)
+    return {
+        "images": image_counts(models),
+        "models": {name: score(embedded, chosen, protocols) for name, embedded in models.items()},
+    }
+
+
+def image_counts(models: dict[str, Embedded]) -> dict[str, int]:
+    """Images of both splits that all models have rows of."""
+    first = next(iter(models.values()))
+    return {"train": len(first.train.ids), "test": len(first.test.ids)}
+
+
 def write_results(
     folder: RunFolder,
     *,
@@ -293,17 +344,18 @@ def write_results(
     scores: dict[str, dict[str, Any]],
     about: dict[str, dict[str, Any]],
     splits: Splits,
+    more: dict[str, Any] | None = None,
 ) -> None:
-    """results.json and pictures.json."""
+    """results.json and pictures.json; `more` is what else belongs into results.json."""
     assert splits.test is not None
-    first = next(iter(models.values()))
     here = environment()
     folder.write_json(
         "results.json",
         {
             "data": data,
-            "images": {"train": len(first.train.ids), "test": len(first.test.ids)},
+            "images": image_counts(models),
             "models": {name: {**scores[name], **about[name]} for name in models},
+            **(more or {}),
             "hardware": here["hardware"],
             "versions": here["versions"],
             "command": here["command_line"],

@@ -1,6 +1,6 @@
 """Predictions -> fractions in [0, 1].
 
-Every function takes numpy arrays of one row per image and returns a plain float, the mean over images.
+Every function takes numpy arrays of one row per image and returns a plain float, the mean over images or classes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,21 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
     Raises: ValueError on unequal shapes or no image at all.
     """
     return top_k_accuracy(np.asarray(predicted)[..., None], labels)
+
+
+def per_class_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """The share of images whose predicted class is the true one, class by class, and the mean of these shares.
+
+    Args:
+        predicted: (N,) integer class of each image.
+        labels: (N,) the true class, of the same numbering; each class among them counts the same.
+    Raises: ValueError on unequal shapes or no image at all.
+    """
+    predicted, labels = np.asarray(predicted), np.asarray(labels)
+    accuracy(predicted, labels)  # or a ValueError
+    _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    right = np.bincount(classes, weights=predicted == labels, minlength=len(sizes))
+    return float((right / sizes).mean())
 
 
 def top_k_accuracy(ranked: np.ndarray, labels: np.ndarray) -> float:

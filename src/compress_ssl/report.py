@@ -16,6 +16,7 @@ import jinja2
 import tyro
 
 from compress_ssl.page.curves import RUN_COLOURS, figures
+from compress_ssl.page.elsewhere import transfers
 from compress_ssl.page.folders import Folder, read_folders
 from compress_ssl.page.gallery import galleries, picture_rules
 from compress_ssl.page.headline import heading, progress, sentence
@@ -62,7 +63,8 @@ def render(folders: Sequence[Folder], *, title: str | None) -> str:
     curved = [folder for folder in folders if folder.train or folder.validation]
     colours = {folder.path.resolve(): position % RUN_COLOURS for position, folder in enumerate(curved)}
     tables = [{"sentence": sentence(one), **table(one, colours=colours)} for one in comparisons]
-    columns = [key for kind in ("metrics", "costs") for one in tables for key in one[kind]]
+    elsewhere = transfers(judged, colours=colours)
+    columns = [key for kind in ("metrics", "costs") for one in tables + elsewhere for key in one[kind]]
     shown = galleries(judged, models)
     numbers, rules = picture_rules(shown)
 
@@ -74,6 +76,7 @@ def render(folders: Sequence[Folder], *, title: str | None) -> str:
         title=title or heading(comparisons, list(names.values())),
         progress=[progress(folder, name=names[folder.label]) for folder in waiting],
         tables=tables,
+        elsewhere=elsewhere,
         columns=list(dict.fromkeys(columns)),
         figures=figures(curved, names),
         galleries=shown,

@@ -88,3 +88,17 @@ def test_labels_are_needed_in_both_splits(embedded: Embedded) -> None:
     none = replace(embedded.train, labels=np.full_like(embedded.train.labels, -1))
     assert unfit(replace(embedded, train=none)) == "needs labels"
     assert unfit(embedded) is None
+
+
+def test_neighbours_are_scored_by_class_too(make_embedded: Callable[..., Embedded]) -> None:
+    """Flowers are reported by class; top-1 beside it would be another number."""
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.neighbors import KNeighborsClassifier
+
+    embedded = make_embedded(train=307, test=101, classes=5, noise=1.5)
+    found = evaluate(embedded, Config(neighbours=(1, 3), per_class=True))
+    assert len(found) == 4
+    for count, name in ((1, "nearest_neighbour"), (3, "nearest_neighbour_3")):
+        judge = KNeighborsClassifier(count, algorithm="brute").fit(embedded.train.rows, embedded.train.labels)
+        expected = balanced_accuracy_score(embedded.test.labels, judge.predict(embedded.test.rows))
+        assert found[f"{name}_per_class"] == pytest.approx(expected)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from compress_ssl.evaluations import Embedded, labelled_rows, own_rows
-from compress_ssl.metrics import accuracy
+from compress_ssl.metrics import accuracy, per_class_accuracy
 from compress_ssl.refusal import Refusal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     neighbours: tuple[int, ...] = (1, 20)  # each gives a metric; capped at the size of the gallery
+    per_class: bool = False  # also the mean of each class's accuracy; `evaluate --on` turns it on
 
     def __post_init__(self) -> None:
         if not self.neighbours or min(self.neighbours) < 1:
@@ -31,13 +32,19 @@ def unfit(embedded: Embedded) -> str | None:
 
 
 def evaluate(embedded: Embedded, config: Config) -> dict[str, float]:
-    """Accuracy on the test split: `nearest_neighbour` for one neighbour, `nearest_neighbour_K` for K."""
+    """Accuracy on the test split: `nearest_neighbour` for one neighbour, `nearest_neighbour_K` for K; with `per_class`
+    also their means over the classes of the test split, with `_per_class` behind the name."""
     train, test = labelled_rows(embedded.train), labelled_rows(embedded.test)
     if train is not embedded.train or test is not embedded.test:
         embedded = Embedded(train=train, test=test, device=embedded.device)
     voters = train.labels[embedded.nearest(max(config.neighbours), own=own_rows(test, train))]
-    scores = {count: accuracy(vote(voters[:, :count]), test.labels) for count in config.neighbours}
-    return {"nearest_neighbour" if count == 1 else f"nearest_neighbour_{count}": scores[count] for count in scores}
+    found = {}
+    for count in config.neighbours:
+        name, chosen = "nearest_neighbour" if count == 1 else f"nearest_neighbour_{count}", vote(voters[:, :count])
+        found[name] = accuracy(chosen, test.labels)
+        if config.per_class:
+            found[f"{name}_per_class"] = per_class_accuracy(chosen, test.labels)
+    return found
 
 
 def vote(voters: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ def table(one: Comparison, *, colours: dict[Path, int]) -> dict[str, Any]:
     """All that the page shows of one comparison; `colours` are those of the curves, by run folder."""
     used = {key for model in one.models for key in model.entry["metrics"]}
     of_each = sorted(key for key in used if key.startswith(f"{KEPT}_"))  # of several teachers: …_teacher_2
-    listed = [key for known in METRICS for key in (known, *(of_each if known == KEPT else ()))]
+    listed = [key for known in METRICS for key in (known, f"{known}_per_class", *(of_each if known == KEPT else ()))]
     metrics = [key for key in listed if key in used] + sorted(used.difference(listed))
     costs = [key for key in COSTS if any(model.entry.get(key) for model in one.models)]
     rows = []
