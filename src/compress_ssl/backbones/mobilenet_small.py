@@ -3,7 +3,7 @@
 Source: Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018, as laid out by torchvision;
 for pictures of 32 pixels the common change is to keep the stem and the first stride at one.
 Names: `mobilenet_v2_small` for 32 pixels (a stride of 8 in all instead of 32), `mobilenet_v2_small_s2` for 64 (16);
-`mobilenet_v2_small_s4` keeps the source's 32: for 128 pixels, or where a student of 32 pixels must cost next to nothing.
+`mobilenet_v2_small_s4` keeps the 32 of the source: for 128 pixels, or for a student of 32 that costs next to nothing.
 `mobilenet_v2_small_w25` has a quarter (25 %) of the channels in every block, any whole number of per cent will do; the
 embedding shrinks with them (320 numbers at 25), which the source does not do: it would be most of the cost.
 The weights have torchvision's names and shapes; for 224 pixels take torchvision/mobilenet_v2.
