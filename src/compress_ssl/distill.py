@@ -38,7 +38,7 @@ from compress_ssl.teachers import Teachers, open_teachers, teacher_specs
 from compress_ssl.training import Training, TrainingConfig, step_seed
 from compress_ssl.transforms import TrainView
 from compress_ssl.waits import Waits
-from compress_ssl.weighted import Weighted, weight_shares
+from compress_ssl.weighted import Weighted, leaves, weight_shares
 from compress_ssl.whole_batch import refuse_parts
 
 
@@ -106,7 +106,6 @@ def run(config: Config) -> Path:
     refuse_parts(objective, accumulate=config.training.accumulate)
     judges = on_first(fabric, lambda: judged_by(teachers, watched))
     automatic = settle_temperatures(objective, judges, fabric)
-    fit_targets(objective, teachers, images, fabric)
     projectors = [about.shape.build() for about in projected]
     student = Student(encoder, *projectors).train().to(fabric.device).to(memory_format=torch.channels_last)
     refuse_unsafe(student, fabric.device)
@@ -160,6 +159,8 @@ def run(config: Config) -> Path:
     )
     if config.resume:
         training.resume(config.out)
+    if training.step == 0:  # later, what was found is in the checkpoint
+        fit_targets(objective, teachers, images, fabric)
     if not config.resume and fabric.is_global_zero and (told := size_told(config, encoder.preprocessing.size)):
         console.print(told, highlight=False)
     if judges is not None and automatic:  # a resumed run keeps those it started with
@@ -270,20 +271,23 @@ class Step:
 
 def fit_targets(objective: Weighted, teachers: Teachers, images: ImageSet, fabric: Fabric) -> None:
     """Let objectives look at all of their teacher's rows once, in the first process; the others take what it found."""
-    for member, teacher in zip(objective, teachers, strict=True):
-        if not getattr(member, "fits_targets", False):
-            continue
+    for whole, teacher in zip(objective, teachers, strict=True):
+        for member in leaves(whole).values():
+            if getattr(member, "fits_targets", False):
+                _fit(member, teacher, images, fabric)
 
-        def fitted(member: Any = member, teacher: Any = teacher) -> Any:
-            rows = teacher.embeddings(images)
-            where = {id: position for position, id in enumerate(images.ids)}
-            index = torch.tensor([where[id] for id in rows.ids])
-            member.fit(torch.from_numpy(rows.rows).to(fabric.device), index.to(fabric.device))
-            return member.state_dict()
 
-        found = on_first(fabric, fitted)
-        if fabric.world_size > 1:
-            member.load_state_dict(fabric.broadcast(found))
+def _fit(member: Any, teacher: Any, images: ImageSet, fabric: Fabric) -> None:
+    def fitted() -> Any:
+        rows = teacher.embeddings(images)
+        where = {id: position for position, id in enumerate(images.ids)}
+        index = torch.tensor([where[id] for id in rows.ids])
+        member.fit(torch.from_numpy(rows.rows).to(fabric.device), index.to(fabric.device))
+        return member.state_dict()
+
+    found = on_first(fabric, fitted)
+    if fabric.world_size > 1:
+        member.load_state_dict(fabric.broadcast(found))
 
 
 def mean_gradients(fabric: Fabric, module: nn.Module) -> None:

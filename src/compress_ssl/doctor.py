@@ -72,7 +72,7 @@ from compress_ssl.stored_teacher import StoredConfig, StoredTeacher
 from compress_ssl.student import Student
 from compress_ssl.teacher import LiveTeacher, open_teacher
 from compress_ssl.transforms import RandomView, RecordedViews, TrainView
-from compress_ssl.weighted import Weighted
+from compress_ssl.weighted import Weighted, leaves
 
 ENOUGH_NEIGHBOURS = 100  # of a query among the anchors; a bank that leaves fewer says little about who is near whom
 
@@ -450,15 +450,17 @@ def _step(case: Case, student: Encoder, teacher: AtHand) -> Step:
         config.objective, width=ends.widths[-1], target_width=teacher.width, images=len(case.training), device=device,
         seed=config.seed,
     )  # fmt: skip
-    if objective.temperature == "auto":
-        calibrated = case.found["teacher"]["temperature"] or {"suggested": None}
-        objective.temperature = calibrated["suggested"] or BankConfig.temperature
+    for leaf in leaves(objective).values():
+        if leaf.temperature == "auto":
+            calibrated = case.found["teacher"]["temperature"] or {"suggested": None}
+            leaf.temperature = calibrated["suggested"] or BankConfig.temperature
     if getattr(objective, "fits_targets", False):  # noise, here and in the bank, is as much work as rows
         generator = torch.Generator().manual_seed(config.seed)
         noise = torch.randn(len(case.training), teacher.width, generator=generator).to(device)
         objective.fit(functional.normalize(noise), torch.arange(len(noise), device=device))
-    if hasattr(objective, "bank"):
-        objective.bank.fill_randomly(torch.Generator().manual_seed(config.seed))
+    for leaf in leaves(objective).values():
+        if hasattr(leaf, "bank"):
+            leaf.bank.fill_randomly(torch.Generator().manual_seed(config.seed))
     model = Student(student.train(), ends.build()).train().to(device)
     model = model.to(memory_format=torch.channels_last)
     whole = Weighted([objective], [1.0], [(ends.widths[-1], teacher.width)])

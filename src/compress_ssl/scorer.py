@@ -30,7 +30,7 @@ from compress_ssl.teacher import LiveTeacher
 from compress_ssl.teachers import Teachers
 from compress_ssl.training import Training
 from compress_ssl.transforms import EvaluationView
-from compress_ssl.weighted import Weighted
+from compress_ssl.weighted import Weighted, leaves
 
 KEPT = "neighbour_overlap_10"  # share of a teacher's ten nearest neighbours that the student keeps
 
@@ -49,26 +49,35 @@ def settle_temperatures(objective: Weighted, judges: list[Embedded] | None, fabr
         judges: in the first process.
     Returns: whether there was anything to do.
     """
-    automatic = [number for number, one in enumerate(objective) if one.temperature == "auto"]
+    automatic = [
+        (number, leaf)
+        for number, one in enumerate(objective)
+        for leaf in leaves(one).values()
+        if leaf.temperature == "auto"
+    ]
 
     def found() -> list[float]:
         assert judges is not None
-        rows = [(*_rows(judges[number]), objective.members[number].config.perplexity) for number in automatic]
+        rows = [(*_rows(judges[number]), leaf.config.perplexity) for number, leaf in automatic]
         return [calibrate(queries, gallery, share=share).temperature for queries, gallery, share in rows]
 
     if automatic:
-        for number, temperature in zip(automatic, fabric.broadcast(on_first(fabric, found) or []), strict=True):
-            objective.members[number].temperature = float(temperature)
+        for (_, leaf), temperature in zip(automatic, fabric.broadcast(on_first(fabric, found) or []), strict=True):
+            leaf.temperature = float(temperature)
     return bool(automatic)
 
 
 def temperatures_told(objective: Weighted, judges: list[Embedded], names: Sequence[str]) -> list[str]:
-    """What each teacher's temperature amounts to."""
+    """What each teacher's temperature amounts to, where it was `auto`; of a sum, that of each term."""
     told = []
     for one, judge, name in zip(objective, judges, names, strict=True):
-        share = perplexity_share(*_rows(judge), temperature=one.temperature)
-        neighbours = f"perplexity {share * one.bank.size:.0f} among {one.bank.size} anchors ({share:.1%})"
-        told.append(f"{'temperature' if len(names) == 1 else f'{name}: temperature'} {one.temperature:g}: {neighbours}")
+        for term, leaf in leaves(one).items():
+            if getattr(leaf.config, "temperature", None) != "auto":
+                continue
+            share = perplexity_share(*_rows(judge), temperature=leaf.temperature)
+            neighbours = f"perplexity {share * leaf.bank.size:.0f} among {leaf.bank.size} anchors ({share:.1%})"
+            whose = " ".join(part for part in ("" if len(names) == 1 else name, term) if part)
+            told.append(f"{f'{whose}: ' if whose else ''}temperature {leaf.temperature:g}: {neighbours}")
     return told
 
 

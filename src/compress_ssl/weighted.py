@@ -91,6 +91,11 @@ class Weighted:
         return _apart(rows, self.target_widths)
 
 
+def leaves(objective: Any) -> dict[str, Any]:
+    """The objectives that one is a sum of, by name; of one that is no sum, itself without a name."""
+    return getattr(objective, "terms", None) or {"": objective}
+
+
 def _apart(rows: Tensor, widths: list[int]) -> list[Tensor]:
     """The rows of each; contiguous, for kernels read them by their address."""
     return [rows] if len(widths) == 1 else [part.contiguous() for part in rows.split(widths, dim=1)]

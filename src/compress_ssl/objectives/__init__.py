@@ -16,6 +16,7 @@ Each file has `Config` (whose `name` is the file's) and `Objective`:
 What only some need, and others leave out:
 
     projector             of the Config or Objective: the ProjectorConfig that --projector stands for if it is not given
+    terms                 name -> objective, of one that is a sum of them (weighted.leaves)
     space                 may be the Config's instead, where options decide it
     trained               nn.Module that learns together with the student: heads of the objective's own; its state is
                           kept for it, the gradient averaged over processes
