@@ -69,6 +69,11 @@ def load(path: Path, parts: dict[str, Stateful]) -> dict[str, Any]:
     return state["standing"]
 
 
+def standing(path: Path) -> dict[str, Any]:
+    """Where the run of a whole checkpoint stands; of its parts nothing is read."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["standing"]
+
+
 def _generators() -> dict[str, Any]:
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     version, internal, gauss = random.getstate()

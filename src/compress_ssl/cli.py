@@ -31,6 +31,7 @@ VERBS = {
     "distill": "compress a teacher into a small student",
     "evaluate": "score teacher and students on the same images",
     "voc": "score an encoder on PASCAL VOC: classes in a picture",
+    "benchmark": "objectives × students × seeds from one file -> one table, resumed and shared out",
     "report": "one self-contained HTML page from run folders",
 }
 # field of a Config that is chosen by the name of a file, and the family it is a file of

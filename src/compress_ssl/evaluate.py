@@ -43,6 +43,7 @@ Protocols: Any = make_dataclass(
     kw_only=True,
 )
 Protocols.__doc__ = "How each evaluation is done."
+Protocols.__module__ = __name__  # where other processes find it
 
 
 @dataclass(frozen=True, kw_only=True)

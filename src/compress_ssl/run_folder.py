@@ -163,9 +163,7 @@ class RunFolder:
         if resume:
             if not file.is_file():
                 raise Refusal(f"--resume expected a run in {path}, got no config.yaml there: start it without --resume")
-            started = _completed(yaml.safe_load(file.read_text()), config)
-            changed = differences(_compared(started), _compared(here))
-            if changed:
+            if changed := changes(path, config):
                 raise Refusal(
                     f"--resume expected the configuration that {path} was started with, got {'; '.join(changed)}: "
                     "use the old values, or another --out for a new run"
@@ -237,6 +235,15 @@ class RunFolder:
     def skipped(self) -> Counter[str]:
         """Images that could not be used, counted by kind."""
         return Counter(line["kind"] for line in self._skipped.values())
+
+
+def changes(path: Path, config: Any) -> list[str]:
+    """`name: old → new` for every option at which the run in the folder `path` differs from this configuration.
+
+    What must be the same to continue it is all but how the folder is written and that it is continued.
+    """
+    started = _completed(yaml.safe_load((path / "config.yaml").read_text()), config)
+    return differences(_compared(started), _compared(plain(config)))
 
 
 def _compared(config: dict[str, Any]) -> dict[str, Any]:

@@ -56,18 +56,20 @@ def _underscored(values: dict[Any, Any], file: str) -> dict[str, Any]:
 
 def gather(kind: type, files: list[str], families: dict[str, str]) -> dict[str, Any]:
     """The values of all files together, for the dataclass `kind`; a later file overrides an earlier one."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    merged: dict[str, Any] = {}
-    for file in files:
-        values = _grouped(read(file), hints)
+    return layered(kind, [read(file) for file in files], families)
+
+
+def layered(kind: type, layers: list[dict[str, Any]], families: dict[str, str]) -> dict[str, Any]:
+    """The values of all layers together, for the dataclass `kind`; a later layer overrides an earlier one."""
+    whole: dict[str, Any] = {}
+    for layer in layers:
+        values = grouped(kind, layer)
         for name in families.keys() & values.keys():
             if isinstance(values[name], str):
                 values[name] = {"name": values[name]}
-            merged[name] = choose(
-                merged.get(name), values[name].get("name") if isinstance(values[name], dict) else None
-            )
-        merged = _merge(merged, values)
-    return merged
+            whole[name] = choose(whole.get(name), values[name].get("name") if isinstance(values[name], dict) else None)
+        whole = merged(whole, values)
+    return whole
 
 
 def choose(given: Any, name: str | None) -> dict[str, Any]:
@@ -77,12 +79,13 @@ def choose(given: Any, name: str | None) -> dict[str, Any]:
     return given if name is None or given.get("name", name) == name else {}
 
 
-def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(old)
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Both mappings, group by group; where both have a value, the new one."""
+    both = dict(old)
     for key, value in new.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+        groups = isinstance(value, dict) and isinstance(both.get(key), dict)
+        both[key] = merged(both[key], value) if groups else value
+    return both
 
 
 def build(kind: type, values: dict[str, Any], families: dict[str, str], *, prefix: str = "", base: Any = None) -> Any:
@@ -95,11 +98,11 @@ def build(kind: type, values: dict[str, Any], families: dict[str, str], *, prefi
     """
     hints = typing.get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    values = _grouped(values, hints)
+    values = grouped(kind, values)
     for key in values:
         if key not in fields:
-            names = [name for name in fields if not _is_flat(hints[name])]
-            names += [field.name for name in fields if _is_flat(hints[name]) for field in _parts(hints[name])]
+            names = [name for name in fields if not is_flat(hints[name])]
+            names += [field.name for name in fields if is_flat(hints[name]) for field in _parts(hints[name])]
             raise Refusal(f"expected an option of this command, got {prefix}{key}: {nearest(key, names)}")
     result = {}
     for name, field in fields.items():
@@ -130,7 +133,8 @@ def build(kind: type, values: dict[str, Any], families: dict[str, str], *, prefi
     return kind(**result)
 
 
-def _is_flat(hint: Any) -> bool:
+def is_flat(hint: Any) -> bool:
+    """Whether the options of this field, a dataclass, are written without its name."""
     return any(getattr(extra, "name", None) == "" for extra in getattr(hint, "__metadata__", ()))
 
 
@@ -138,17 +142,18 @@ def _parts(hint: Any) -> tuple[dataclasses.Field, ...]:
     return dataclasses.fields(typing.get_args(hint)[0])
 
 
-def _grouped(values: dict[str, Any], hints: dict[str, Any]) -> dict[str, Any]:
+def grouped(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     """Options of a flat group moved under the group's name, where a run folder's config.yaml already has them."""
-    owner = {field.name: name for name, hint in hints.items() if _is_flat(hint) for field in _parts(hint)}
-    grouped = {key: value for key, value in values.items() if key not in owner}
+    hints = typing.get_type_hints(kind, include_extras=True)
+    owner = {field.name: name for name, hint in hints.items() if is_flat(hint) for field in _parts(hint)}
+    found = {key: value for key, value in values.items() if key not in owner}
     for key, value in values.items():
         if key in owner:
-            group = grouped.get(owner[key], {})
+            group = found.get(owner[key], {})
             if not isinstance(group, dict):
                 raise Refusal(f"expected options under {owner[key]}, got {group!r}: write them as `name: value` lines")
-            grouped[owner[key]] = {**group, key: value}
-    return grouped
+            found[owner[key]] = {**group, key: value}
+    return found
 
 
 def options(kind: type, default: Any, *, prefix: str = "") -> dict[str, Any]:
@@ -161,8 +166,8 @@ def options(kind: type, default: Any, *, prefix: str = "") -> dict[str, Any]:
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         value = getattr(default, name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            found |= options(type(value), value, prefix=prefix if _is_flat(hint) else f"{prefix}{name}.")
-        elif tyro.conf.Positional not in getattr(hint, "__metadata__", ()):
+            found |= options(type(value), value, prefix=prefix if is_flat(hint) else f"{prefix}{name}.")
+        elif not {tyro.conf.Positional, tyro.conf.Suppress} & set(getattr(hint, "__metadata__", ())):
             found[f"{prefix}{name}"] = hint
     return found
 

@@ -1,0 +1,235 @@
+"""A matrix of trainings as a user meets it: stopped and gone on with, on several devices, with runs that fail."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from compress_ssl import cli, datasets, distill, evaluate, pretrain
+from compress_ssl.encoder import open_encoder, save_encoder
+from compress_ssl.matrix.cell import Bench
+
+STUDENT = "compress/resnet10_small_w8"
+EVALUATIONS = ["nearest_neighbour", "neighbour_overlap"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As the processes that are started here, so that sums are made in the same order."""
+    before, environment = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+    torch.set_num_threads(before)
+    if environment is None:
+        del os.environ["OMP_NUM_THREADS"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A saved encoder for 8 pixels, 64 wide, whose batch norm has seen something."""
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(5)
+    encoder = open_encoder(STUDENT, weights="random", size=8).train()
+    pictures = datasets.open_splits("digits").test
+    assert pictures is not None
+    images = np.stack([pictures.read(place).transpose(2, 0, 1) for place in range(70)])
+    with torch.no_grad():
+        for _ in range(9):
+            encoder(torch.from_numpy(images))
+    save_encoder(encoder, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def options(teacher: str) -> dict[str, Any]:
+    """Two objectives, one student, two seeds; 5 steps of 32 digits each."""
+    return {
+        "data": "digits",
+        "teacher": teacher,
+        "students": [STUDENT],
+        "seeds": [0, 1],
+        "views": 1,
+        "evaluations": EVALUATIONS,
+        "devices": ["cpu"],
+        "common": {
+            "epochs": 5 / 40,
+            "batch_size": 32,
+            "optimizer.learning_rate": 0.05,
+            "workers": 0,
+            "log_every_steps": 2,
+            "held_out": 150,
+            "gallery": 70,
+        },
+        "objectives": {"compress_2q": {"objective.momentum": 0.9}, "tuned": {"objective": {"name": "compress_1q"}}},
+    }
+
+
+def written(folder: Path, options: dict[str, Any]) -> Path:
+    """The options as a file."""
+    folder.mkdir(exist_ok=True)
+    (folder / "matrix.yaml").write_text(yaml.safe_dump(options))
+    return folder / "matrix.yaml"
+
+
+def run(folder: Path, options: dict[str, Any], *flags: str) -> int:
+    return cli.main(["benchmark", str(written(folder, options)), "--out", str(folder / "out"), *flags])
+
+
+def numbers(folder: Path) -> list[dict[str, str]]:
+    """results.csv without what is measured with a clock or tells places."""
+    with (folder / "out" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    kept = [row for row in rows if row["metric"] != "minutes"]
+    return [{name: row[name] for name in row if name not in ("command", "hardware")} for row in kept]
+
+
+@pytest.fixture(scope="module")
+def done(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a matrix that ran without disturbance; nobody changes it."""
+    folder = tmp_path_factory.mktemp("done")
+    assert run(folder, options) == 0
+    return folder
+
+
+def test_a_matrix_has_a_row_for_every_cell_and_metric_and_a_table(done):
+    """A cell that is left out without a word makes its mean that of fewer seeds."""
+    rows = numbers(done)
+    for objective in ("compress_2q", "tuned"):
+        for metric in ("nearest_neighbour", "nearest_neighbour_20", "neighbour_overlap_10"):
+            own = [row for row in rows if row["objective"] == objective and row["metric"] == metric]
+            assert [row["seed"] for row in own] == ["0", "1"]
+            assert all(0 < float(row["value"]) < 1 for row in own)
+    assert next(row["objective"] for row in rows) == "teacher"
+    table = (done / "out" / "table.md").read_text()
+    assert "| teacher |" in table
+    assert "±" in table
+    assert "<table>" in (done / "out" / "table.html").read_text()
+
+
+def test_finished_cells_are_left_alone_and_the_same_command_changes_nothing(done, options, monkeypatch):
+    """A hundred trainings would be made again because one was missing."""
+    before = numbers(done)
+    for verb in (distill, pretrain):
+        monkeypatch.setattr(verb, "run", lambda config: pytest.fail(f"{config.out} was trained again"))
+    monkeypatch.setattr(Bench, "_embedded", lambda *_: pytest.fail("a scored student was embedded again"))
+    assert run(done, options) == 0
+    assert numbers(done) == before
+
+
+def test_a_cell_is_the_run_that_its_command_makes(done, tmp_path):
+    """The numbers of the table could not be had by hand."""
+    with (done / "out" / "results.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["objective"] == "tuned" and row["seed"] == "1"]
+    words = shlex.split(rows[0]["command"])
+    assert words[:2] == ["compress-ssl", "distill"]
+    words[words.index("--out") + 1] = str(tmp_path / "run")
+    assert cli.main(words[1:]) == 0
+    teacher = words[words.index("--teacher") + 1]
+    evaluate.run(
+        evaluate.Config(
+            models=(f"teacher={teacher}", f"student={tmp_path / 'run'}"),
+            data="digits",
+            out=tmp_path / "scores",
+            metrics=tuple(EVALUATIONS),
+            device="cpu",
+            workers=0,
+        )
+    )
+    found = json.loads((tmp_path / "scores" / "results.json").read_text())["models"]["student"]["metrics"]
+    assert {row["metric"]: float(row["value"]) for row in rows if row["metric"] in found} == found
+
+
+def test_stopped_and_run_again_it_gives_the_same_numbers(done, options, tmp_path, monkeypatch):
+    """Numbers would depend on when somebody pressed Ctrl-C."""
+    train, trained = distill.run, []
+
+    def stopping(config: distill.Config) -> Path:
+        trained.append(config.out.parts[-2:])
+        if len(trained) == 2:  # in the middle of the second training
+            step = distill.Step.__call__
+
+            def signalled(self: Any, *arguments: Any) -> Any:
+                os.kill(os.getpid(), signal.SIGINT)
+                return step(self, *arguments)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(distill.Step, "__call__", signalled)
+                return train(config)
+        return train(config)
+
+    monkeypatch.setattr(distill, "run", stopping)
+    assert run(tmp_path, options) == 130
+    assert len(numbers(tmp_path)) < len(numbers(done)), "a partial table is there while it runs"
+    assert run(tmp_path, options) == 0
+    assert numbers(tmp_path) == numbers(done)
+    assert trained == [
+        ("compress_2q", "seed0"),
+        *[("compress_2q", "seed1")] * 2,
+        ("tuned", "seed0"),
+        ("tuned", "seed1"),
+    ]
+
+
+def test_two_devices_give_the_numbers_of_one(done, options, tmp_path):
+    """A table could not be made faster without making another one."""
+    assert run(tmp_path, options, "--devices", "cpu", "cpu") == 0
+    assert numbers(tmp_path) == numbers(done)
+
+
+def test_a_failed_cell_is_told_and_the_others_are_done(options, tmp_path, capsys):
+    """One that diverges at night would cost the night, or be missing without a word."""
+    rows = {"wild": {"objective.name": "compress_2q", "optimizer.learning_rate": 1e30}, "compress_2q": {}}
+    assert run(tmp_path, {**options, "objectives": rows, "seeds": [0]}) == 2
+    told = capsys.readouterr().err
+    assert "wild" in told
+    assert "expected a finite loss" in told
+    assert {row["objective"] for row in numbers(tmp_path)} == {"teacher", "compress_2q"}
+    assert "wild · seed 0: expected a finite loss" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"objectives": {"compress_2q": {"objective.temprature": 1}}}, "objectives.compress_2q: .*'temperature'"),
+        ({"objectives": {"compress_2p": {}}}, "objectives.compress_2p: .*compress_2q"),
+        ({"common": {"epoch": 3}}, "expected an option .*epochs"),
+        ({"objectives": {"compress_2q": {"seed": 3}}}, "seed, which is the benchmark's own"),
+        ({"frame": {"alone": {"epoch": 3}}}, "frame.alone: .*epochs"),
+        ({"frame": {"random": {"epochs": 3}}}, "never trained"),
+        ({"evaluations": ["linear_prob"]}, "linear_probe"),
+        ({"students": ["compress/resnet11"]}, "resnet"),
+        ({"students": []}, "at least one"),
+        ({"seeds": [1, 1]}, "each once"),
+        ({"objective": {}}, "objectives"),
+        ({"only": ["tune"]}, "tuned"),
+        ({"sweep": {"option": "objective.temprature", "values": [0.1]}}, "temperature"),
+        ({"sweep": {"option": "objective.temperature", "values": [0.1, 0.1]}}, "0.1 twice"),
+        ({"sweep": {"option": "views", "values": ["alive"]}}, "live, cached or a number"),
+        ({"devices": ["cpu", "cuda"]}, "one kind"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_runs(options, tmp_path, capsys, changes, told):
+    """A misspelt option of the last row would be found after a night."""
+    assert run(tmp_path, options | changes) == 2
+    refused = capsys.readouterr().err
+    assert pytest.importorskip("re").search(told, refused), refused
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_matrix_is_not_mixed_into_a_folder(done, options, capsys):
+    """Half of a mean would be of one learning rate, half of another."""
+    changed = {**options, "common": {**options["common"], "optimizer.learning_rate": 0.06}}
+    assert run(done, changed) == 2
+    assert "optimizer.learning_rate: 0.05 → 0.06" in capsys.readouterr().err
