@@ -17,7 +17,8 @@ from compress_ssl.settings import build, gather
 
 FOLDER = Path(__file__).parents[1] / "configs"
 PRETRAINING = sorted(FOLDER.glob("pretrain_*.yaml"))
-FILES = sorted(set(FOLDER.glob("*.yaml")) - set(PRETRAINING))
+LIKE = sorted(FOLDER.glob("*_like.yaml"))  # settings of others, to compare with
+FILES = sorted(set(FOLDER.glob("*.yaml")) - set(PRETRAINING) - set(LIKE))
 PAIRS = ("moco_r50_to_alexnet", "moco_r50_to_r18", "moco_r50_to_mobilenet_v2", "swav_r50_to_r18",
          "simclr_r50x4_to_r50", "simclr_r50x4_to_alexnet")  # fmt: skip
 WIDTHS = {"alexnet": 4096, "r18": 512, "mobilenet_v2": 1280, "r50": 2048}  # of the paper's students
@@ -94,6 +95,30 @@ def test_the_students_of_the_recipes_are_as_wide_as_the_papers(student):
     used = [file.stem for file in FILES if yaml.safe_load(file.read_text())["student"] == student]
     expected = {width for name, width in WIDTHS.items() for stem in used if f"_to_{name}_" in stem}
     assert expected == {open_encoder(student, weights="random").width}
+
+
+@pytest.mark.parametrize("file", LIKE, ids=lambda file: file.stem)
+def test_a_setting_of_others_opens_with_a_command_that_parses_and_says_what_is_theirs(file):
+    """A number got by it would be held against software that does other things."""
+    told = opening(file)
+    words = shlex.split(told.split("\n")[0])
+    assert words[:3] == ["compress-ssl", "distill", f"configs/{file.name}"]
+    config = parse(distill.Config, [str(file), *words[3:]], "compress-ssl distill")
+    assert str(config.out) == f"runs/{file.stem}"
+    for line in ("cost: ", "expected: .*not reproduced here", "As described there", "Not as there"):
+        assert re.search(f"^{line}", told, re.MULTILINE), line
+
+
+def test_the_setting_like_lightly_train_is_as_it_is_described():
+    """ "LightlyTrain-like" would be a name for any weak setting."""
+    file = str(FOLDER / "lightly_train_v1_like.yaml")
+    config = parse(distill.Config, [file, "--teacher", "a", "--data", "b", "--out", "c"], "compress-ssl distill")
+    assert (config.objective.name, config.objective.bank_size, config.objective.temperature) == (
+        "batch_in_bank", 8192, 0.07,
+    )  # fmt: skip
+    assert (config.mixing.kind, config.mixing.alpha, config.mixing.probability) == ("mixup", 1, 1)
+    assert (config.optimizer.name, config.optimizer.weight_decay) == ("lars", 1e-6)
+    assert config.optimizer.learning_rate == pytest.approx(1.8 * (config.training.batch_size / 1536) ** 0.5, rel=1e-3)
 
 
 def test_every_method_has_a_recipe_for_every_data_set():

@@ -24,13 +24,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compress_ssl import checkpoint, cli, colour, datasets, distill, embed, time_budget, training
+from compress_ssl import checkpoint, cli, colour, datasets, distill, embed, mixing, time_budget, training
 from compress_ssl.datasets import Splits
 from compress_ssl.distill import Config
 from compress_ssl.encoder import Encoder, open_encoder, save_encoder
 from compress_ssl.evaluations import neighbour_overlap
 from compress_ssl.hardware import HardwareConfig
 from compress_ssl.loader import Batch, TrainLoader
+from compress_ssl.mixing import MixingConfig
 from compress_ssl.momentum import Momentum
 from compress_ssl.objectives import compress_1q, compress_2q
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
@@ -1055,6 +1056,71 @@ def test_replay_with_colours_killed_and_resumed_is_the_run_never_killed(
     killed_before_a_step_is_saved(config)
     distill.run(replace(config, resume=True))
     assert_same_run(reference.out, config.out)
+
+
+# ---- mixing ----
+
+
+@pytest.mark.usefixtures("quick")
+def test_teacher_and_student_see_the_same_mixed_pictures(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student would be asked for the teacher's row of another picture than it sees."""
+    seen: dict[str, list[Tensor]] = {"loader": [], "teacher": [], "query": []}
+    call, forward, mix = LiveTeacher.__call__, Student.forward, mixing.mix
+
+    def as_teacher(self: LiveTeacher, batch: Batch) -> Tensor:
+        seen["teacher"].append(batch.images.clone())
+        return call(self, batch)
+
+    def as_query(self: Student, images: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            seen["query"].append(images.clone())
+        return forward(self, images)
+
+    def as_mixed(batch: Batch, drawn: mixing.Mix, widths: list[int]) -> Batch:
+        seen["loader"].append(batch.images.clone())
+        return mix(batch, drawn, widths)
+
+    monkeypatch.setattr(LiveTeacher, "__call__", as_teacher)
+    monkeypatch.setattr(Student, "forward", as_query)
+    monkeypatch.setattr(mixing, "mix", as_mixed)
+    mixed = MixingConfig(kind="cutmix")
+    distill.run(with_training(replace(config, mixing=mixed), validate_every_epochs=NEVER))
+    assert len(seen["teacher"]) == 13
+    for step, (cut, looked, query) in enumerate(zip(*seen.values(), strict=True)):
+        drawn = mixing.draw(mixed, training.step_seed(3, step, 2))
+        assert drawn is not None
+        assert torch.equal(looked, query)
+        assert torch.equal(looked, mixing.mixed_images(cut, drawn)[0])
+    assert any(not torch.equal(cut, looked) for cut, looked in zip(seen["loader"], seen["teacher"], strict=True))
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_pictures_are_the_same_after_a_kill_and_in_parts(
+    three_epochs: Config, without_batch_norm: Config, stored: Callable[..., str], kind: Any
+) -> None:
+    """A pre-empted machine, or one with less memory, would train another student; stored rows are mixed, too."""
+    mixed = MixingConfig(kind=kind, probability=0.7)
+    config = with_training(replace(three_epochs, teacher=stored(), mixing=mixed), save_every_minutes=0, batch_size=22)
+    reference = replace(config, out=config.out.parent / "whole")
+    distill.run(reference)
+    killed_before_a_step_is_saved(config)
+    distill.run(replace(config, resume=True))
+    assert_same_run(reference.out, config.out)
+    out = config.out.parent
+    config = with_training(replace(without_batch_norm, mixing=mixed, out=out / "at once"), epochs=4 / EPOCH)
+    distill.run(config)
+    parted = with_training(replace(config, out=out / "parts"), accumulate=3)
+    distill.run(parted)
+    assert_close(config.out, parted.out, tolerance=1e-5)
+
+
+def test_batches_that_cannot_be_mixed_two_by_two_are_refused(config: Config) -> None:
+    """The first step would end in a traceback."""
+    odd = with_training(replace(config, mixing=MixingConfig(kind="mixup")), batch_size=15)
+    with pytest.raises(Refusal, match=r"--batch-size expected an even number of images on each process .* got 15"):
+        distill.run(odd)
+    assert not config.out.exists()
 
 
 # ---- refusals of the whole ----

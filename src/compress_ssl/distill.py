@@ -17,12 +17,13 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
-from compress_ssl import colour, compilation, datasets, objectives, optim
+from compress_ssl import colour, compilation, datasets, mixing, objectives, optim
 from compress_ssl.datasets import ImageSet, Splits
 from compress_ssl.device import refuse_unsafe
 from compress_ssl.encoder import Encoder, open_encoder, own_size
 from compress_ssl.hardware import HardwareConfig, launch
 from compress_ssl.loader import Batch, TrainLoader, refuse_skipped
+from compress_ssl.mixing import MixingConfig
 from compress_ssl.momentum import Momentum
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
 from compress_ssl.processes import everywhere, on_first, on_this_machine
@@ -59,6 +60,7 @@ class Config:
     stored: StoredConfig = StoredConfig()  # how a teacher known by its stored embeddings is used
     view: TrainView = TrainView()  # random crop and flip of the images; teacher and student see the same pixels
     student_colour: colour.Config = colour.OFF  # random change of colours that the student sees, never the teacher; off
+    mixing: MixingConfig = MixingConfig()  # two images in one, for teacher and student alike: mixup or cutmix; off
     teacher_size: int | None = None  # pixels of every teacher's input; None: its own
     student_size: int | None = None  # pixels of the student's input; None: the (first) teacher's, where it has one
     training: Flat[TrainingConfig] = TrainingConfig()
@@ -81,6 +83,7 @@ def run(config: Config) -> Path:
         colour.refuse_idle(config.student_colour, "--student-colour")
     whole, images, watched = _split(config)
     fabric = launch(config.hardware, config.training.seed)
+    mixing.refuse_odd(config.mixing, batch_size=config.training.batch_size, processes=fabric.world_size)
     run = on_first(fabric, lambda: RunFolder.open(config.out, config, resume=config.resume))
     if config.stored.in_memory:
         on_first(fabric, lambda: refuse_too_large(*specs, processes=on_this_machine(fabric)))
@@ -171,6 +174,8 @@ def run(config: Config) -> Path:
     compilation.decide(config.hardware.compile, training, step.modules(), rehearsal, console=console)
 
     for batch in training:  # images (B, 3, H, W) uint8, index (B,)
+        if mix := mixing.draw(config.mixing, step_seed(config.training.seed, training.step, 2)):
+            batch = mixing.mix(batch, mix, teachers.stored_widths())
         training.note(step(batch, training.waits, changed_colours(config, fabric, training.step)))
     if scorer is not None:
         scorer.finish()

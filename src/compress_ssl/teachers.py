@@ -108,7 +108,7 @@ class Teachers:
         if len(self.members) == 1:
             return self.members[0](batch)
         found = self.prepare(batch).target
-        looked_up = iter([] if found is None else found.split(self._stored_widths(), dim=1))
+        looked_up = iter([] if found is None else found.split(self.stored_widths(), dim=1))
         rows = [
             one(replace(batch, target=next(looked_up))) if isinstance(one, StoredTeacher) else one(batch)
             for one in self.members
@@ -162,5 +162,6 @@ class Teachers:
             for what, value in one.identity().items()
         }
 
-    def _stored_widths(self) -> list[int]:
+    def stored_widths(self) -> list[int]:
+        """Of the rows that `prepare` puts side by side."""
         return [one.width for one in self.members if isinstance(one, StoredTeacher)]
