@@ -35,6 +35,7 @@ from compress_ssl.matrix.cell import SCORES, Bench, read_scores
 from compress_ssl.matrix.crew import Crew, Job
 from compress_ssl.matrix.plan import Cell, Matrix, Sweep, Views
 from compress_ssl.matrix.summary import heading, summaries
+from compress_ssl.matrix.sweep import drawings
 from compress_ssl.refusal import Refusal, nearest
 from compress_ssl.run_folder import write_atomically
 from compress_ssl.stored import is_stored, open_stored
@@ -199,9 +200,11 @@ def write(out: Path, found: Sequence[results.Result], missing: Sequence[str], *,
         return
     if raw:
         write_atomically(out / "results.csv", results.written(found))
-    tables = summaries(found)
-    write_atomically(out / "table.md", pages.markdown(tables, missing))
-    write_atomically(out / "table.html", pages.page(tables, missing))
+    tables, figures = summaries(found), drawings(found)
+    for name, drawing in figures.items():
+        write_atomically(out / name, drawing)
+    write_atomically(out / "table.md", pages.markdown(tables, missing, list(figures)))
+    write_atomically(out / "table.html", pages.page(tables, missing, list(figures.values())))
 
 
 class _Progress:

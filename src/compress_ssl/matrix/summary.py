@@ -156,8 +156,8 @@ def _notes(lines: list[Line], results: list[Result]) -> list[str]:
     teacher = next((line for line in lines if line.objective == TEACHER), None)
     teachers = teacher.values.get("multiply_adds") if teacher else None
     for student in dict.fromkeys(line.student for line in students):
-        line = next(line for line in students if line.student == student)
-        if "multiply_adds" in line.values:
+        line = next((one for one in students if one.student == student and "multiply_adds" in one.values), None)
+        if line is not None:
             told.append(f"{short_name(student)}: {_size(line)}{_fewer(line, teachers)}.")
     if teacher is not None and teachers is not None:
         told.append(f"The teacher, {short_name(teacher.student)}: {_size(teacher)}.")
