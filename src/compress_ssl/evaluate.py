@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from compress_ssl import datasets, evaluations, pictures, transfer
+from compress_ssl import datasets, evaluations, layers, pictures, transfer
 from compress_ssl.backbones import model_folder
 from compress_ssl.datasets import ImageSet, Splits
 from compress_ssl.device import open_device
@@ -59,6 +60,7 @@ class Config:
     protocols: Protocols = field(default_factory=Protocols)
     on: tuple[str, ...] = ()  # other labelled data sets to score the same models on, with their own train and test
     on_metrics: tuple[str, ...] = transfer.METRICS  # evaluations to run on those
+    layers: tuple[str, ...] = ()  # a linear probe on each: c1 … c5, f6, f7 of AlexNet, layer1 … layer4 of ResNets
     held_out: int = 1000  # images to test on where the data has no test split, at most a tenth; as distill keeps aside
     # of students of several teachers, whose projector goes with the first model: its name in the training, or teacher_2
     projector: str | None = None
@@ -96,6 +98,8 @@ def run(config: Config) -> Path:
     if others and "linear_probe" in chosen_there and config.protocols.linear_probe.protocol == "paper":
         raise Refusal("--on-metrics linear_probe expected --protocols.linear-probe.protocol stored, got paper, whose "
                       "random views are of --data alone: name linear_transfer instead")  # fmt: skip
+    if config.layers:
+        _refuse_layers(config, named, stored, splits)
     for name in ("config.yaml", "results.json"):
         if (config.out / name).exists():
             raise Refusal(f"--out expected a folder without results, got {config.out}, which holds {name} of another "
@@ -141,6 +145,8 @@ def run(config: Config) -> Path:
     projected: dict[str, Embeddings] = {}
     augmented: dict[str, Callable[[int], Embeddings]] = {}
     about: dict[str, dict[str, Any]] = {}
+    probed: dict[str, dict[str, dict[str, float]]] = {}
+    where = "cpu" if device.type == "mps" else str(device)  # the search needs float64, which Apple's devices lack
     for name, spec in named.items():
         if name in kept:
             train[name], test[name] = kept[name]
@@ -150,8 +156,19 @@ def run(config: Config) -> Path:
         tell(encoder)
         encoder = encoder.to(device).to(memory_format=torch.channels_last)
         view = EvaluationView(encoder.preprocessing)
-        train[name] = embed_split(encoder, splits.train, view, f"{name}, train")
-        test[name] = embed_split(encoder, splits.test, view, f"{name}, test")
+        if config.layers:
+            train[name], test[name], probed[name] = layers.probe_layers(
+                encoder,
+                config.layers,
+                splits,
+                embed=partial(_embed_told, embed_split, view, name),
+                folder=config.out,
+                weight_decay=config.protocols.linear_probe.weight_decay,
+                device=where,
+            )
+        else:
+            train[name] = embed_split(encoder, splits.train, view, f"{name}, train")
+            test[name] = embed_split(encoder, splits.test, view, f"{name}, test")
         augmented[name] = _augmented(encoder, splits.train, embed_split)
         elsewhere[name] = {}
         for other, its in others.items():
@@ -164,7 +181,8 @@ def run(config: Config) -> Path:
             both = torch.nn.Sequential(encoder, projectors[name].module.to(device))
             projected[name] = embed_split(both, splits.test, view, f"{name}, projected")
         about[name] = {"spec": spec, **describe(encoder, device)}
-    where = "cpu" if device.type == "mps" else str(device)  # the search needs float64, which Apple's devices lack
+        if config.layers:
+            about[name]["layers"] = probed[name]
     models = side_by_side(train, test, projected=projected, augmented=augmented, device=where)
     first = next(iter(models.values()))
     scored = len(first.train.ids) + len(first.test.ids)
@@ -179,6 +197,8 @@ def run(config: Config) -> Path:
     more = {"transfer": transferred} if transferred else {}
     write_results(folder, data=config.data, models=models, scores=scores, about=about, splits=splits, more=more)
     console.print(result_table(scores, about))
+    if probed:
+        console.print(layers.layers_table(probed))
     if transferred:
         console.print(transfer.transfer_tables(transferred))
     if folder.skipped():
@@ -205,6 +225,26 @@ def open_all(named: dict[str, str], ids: Path | None) -> dict[str, Stored]:
         raise Refusal(f"--ids expected vectors in a .npy among the models, got {ids} and none: leave --ids out")
     opened = {name: open_stored(spec, ids=ids if needs_ids(spec) else None) for name, spec in named.items()}
     return {name: stored for name, stored in opened.items() if stored is not None}
+
+
+def _refuse_layers(config: Config, named: dict[str, str], stored: dict[str, Stored], splits: Splits) -> None:
+    """Refuse layers that a model does not have, before hours of embedding; every encoder is opened for a look."""
+    if stored:
+        raise Refusal(f"--layers expected encoders, got the stored rows {named[next(iter(stored))]}, which have no "
+                      "layers: leave them out")  # fmt: skip
+    if config.protocols.linear_probe.protocol == "paper":
+        raise Refusal("--layers expected --protocols.linear-probe.protocol stored, got paper, which would pass over "
+                      "the images once an epoch: leave it out")  # fmt: skip
+    for images in (splits.train, splits.test):
+        if images is not None and not (images.labels >= 0).any():
+            raise Refusal(f"--layers expected labelled images, got none with a label in {images.name}: leave --layers "
+                          "out")  # fmt: skip
+    for spec in named.values():
+        layers.refuse_unknown_layers(open_encoder(spec, weights="pretrained", size=config.size), config.layers)
+
+
+def _embed_told(embed_split: Callable, view: Any, name: str, encode: Callable, images: ImageSet, split: str) -> Any:
+    return embed_split(encode, images, view, f"{name}, {split}")
 
 
 def _refuse_other_size(size: int | None, stored: dict[str, Stored], *, alone: bool) -> None:

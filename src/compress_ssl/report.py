@@ -16,7 +16,7 @@ import jinja2
 import tyro
 
 from compress_ssl.page.curves import RUN_COLOURS, figures
-from compress_ssl.page.elsewhere import transfers
+from compress_ssl.page.elsewhere import by_layer, transfers
 from compress_ssl.page.folders import Folder, read_folders
 from compress_ssl.page.gallery import galleries, picture_rules
 from compress_ssl.page.headline import heading, progress, sentence
@@ -77,6 +77,7 @@ def render(folders: Sequence[Folder], *, title: str | None) -> str:
         progress=[progress(folder, name=names[folder.label]) for folder in waiting],
         tables=tables,
         elsewhere=elsewhere,
+        layers=by_layer(judged, colours=colours),
         columns=list(dict.fromkeys(columns)),
         figures=figures(curved, names),
         galleries=shown,

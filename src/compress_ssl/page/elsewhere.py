@@ -1,4 +1,4 @@
-"""What results.json holds beside the scores on its own data -> tables: scores on other data sets."""
+"""What results.json holds beside the scores on its own data -> tables: on other data sets, and layer by layer."""
 
 from __future__ import annotations
 
@@ -20,6 +20,26 @@ def transfers(folders: Sequence[Folder], *, colours: dict[Path, int]) -> list[di
         for data, told in results.get("transfer", {}).items():
             models = {name: {**one, **_known(results["models"][name])} for name, one in told["models"].items()}
             parts.append(replace(folder, results={**results, "data": data, "images": told["images"], "models": models}))
+    comparisons, _ = compare(parts)
+    return [{**table(one, colours=colours), "absent": {}} for one in comparisons]
+
+
+def by_layer(folders: Sequence[Folder], *, colours: dict[Path, int]) -> list[dict[str, Any]]:
+    """One table for each data set, its columns the layers of the models that were probed by layer."""
+    parts = []
+    for folder in folders:
+        results = folder.results or {}
+        models = {
+            name: {
+                "metrics": {layer: told["linear_probe"] for layer, told in one["layers"].items()},
+                "missing": {},
+                **_known(one),
+            }
+            for name, one in results.get("models", {}).items()
+            if "layers" in one
+        }
+        if models:
+            parts.append(replace(folder, results={**results, "models": models}))
     comparisons, _ = compare(parts)
     return [{**table(one, colours=colours), "absent": {}} for one in comparisons]
 
