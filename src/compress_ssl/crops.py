@@ -1,4 +1,4 @@
-"""Several random crops of one picture: global ones and, in multi-crop, small local ones; their colours change later.
+"""Random crops of one picture: global ones and, in multi-crop, small local ones; their colours change later.
 
 Source: SwAV (Caron et al., NeurIPS 2020, Sec. 3.3): local crops show little of a picture in few pixels, so they cost
 little. The workers cut, the device changes colours, a whole batch at once.
@@ -51,16 +51,16 @@ class LocalConfig:
 
 
 class Crops:
-    """(H, W, 3) uint8 -> two random crops (2, 3, size, size) uint8 and, if asked for, local ones (L, 3, s, s)."""
+    """(H, W, 3) uint8 -> random crops (count, 3, size, size) uint8 and, if asked for, local ones (L, 3, s, s)."""
 
-    def __init__(self, view: TrainView, size: int, local: LocalConfig | None = None):
-        self.view, self.size = view, size
+    def __init__(self, view: TrainView, size: int, local: LocalConfig | None = None, *, count: int = 2):
+        self.view, self.size, self.count = view, size, count
         self.local = local if local is not None and local.views else None
 
     def __call__(self, picture: np.ndarray | Picture, sample: Sample) -> Tensor | tuple[Tensor, Tensor]:
         picture = np.asarray(picture)  # decoded once, and not around each crop
         random = sample.random
-        whole = self._cut(picture, self.view, 2, self.size, random)
+        whole = self._cut(picture, self.view, self.count, self.size, random)
         if self.local is None:
             return whole
         view, size = self.local.view_at(self.size, self.view), self.local.size_at(self.size)

@@ -1,4 +1,4 @@
-"""Self-supervised pretraining of a teacher: pictures without labels -> a run folder that every verb takes as a teacher.
+"""Pretraining of a teacher: pictures, but for one method without labels -> a run folder that every verb takes as one.
 
 The frame is training.py's; the method (views, head, loss) is a file of pretraining/.
 """
@@ -38,7 +38,7 @@ class Config:
     # what to train: compress/NAME, timm/NAME, torchvision/NAME or a run folder; random weights unless it has @weights
     encoder: str = "compress/resnet18_small"
     size: int | None = None  # pixels of its input and of the training views; None: the encoder's own
-    # simclr, moco_v2, swav or dino; --method NAME --help lists what else each takes
+    # simclr, moco_v2, swav or dino, or supervised, from labels; --method NAME --help lists what else each takes
     method: Any = field(default_factory=lambda: pretraining.find("simclr").Config())
     training: Flat[TrainingConfig] = TrainingConfig(epochs=100)
     optimizer: OptimizerConfig = OptimizerConfig(name="adamw", learning_rate=1e-3)
@@ -61,6 +61,7 @@ def run(config: Config) -> Path:
         )
     family = pretraining.find(config.method.name)
     images = datasets.open_splits(config.data, unusual=config.unusual).train
+    classes = pretraining.classes_of(family, images)  # None: of no concern
     watching = config.held_out > 0 and len(images) >= 10
     if watching:
         images, watched = datasets.set_aside(images, at_most=config.held_out)
@@ -69,7 +70,8 @@ def run(config: Config) -> Path:
     folder = on_first(fabric, lambda: RunFolder.open(config.out, config, resume=config.resume))
 
     encoder = open_encoder(config.encoder, weights="random", size=config.size)
-    learner = family.make_learner(config.method, encoder, ranks=fabric.world_size).train()
+    known: dict[str, Any] = {} if classes is None else {"classes": classes}
+    learner = family.make_learner(config.method, encoder, ranks=fabric.world_size, **known).train()
     loader = TrainLoader(
         images,
         family.make_view(config.method, encoder.preprocessing.size),
@@ -82,7 +84,8 @@ def run(config: Config) -> Path:
     )
     learner = learner.to(fabric.device).to(memory_format=torch.channels_last)
     refuse_unsafe(learner, fabric.device)
-    method = family.Method(config.method, learner, images=len(images), fabric=fabric)
+    known = {} if classes is None else {"labels": torch.tensor(images.labels, dtype=torch.int64)}
+    method = family.Method(config.method, learner, images=len(images), fabric=fabric, **known)
     optimizer = optim.optimizer(learner.parameters(), config.optimizer)
     wrapped, optimizer = fabric.setup(learner, optimizer)
 

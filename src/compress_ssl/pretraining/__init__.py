@@ -1,4 +1,4 @@
-"""Self-supervised methods that make a teacher: pictures without labels -> a trained backbone. One file a method.
+"""Methods that make a teacher, self-supervised but for one: pictures -> a trained backbone. One file a method.
 
 Each file has `Config`, `make_view(config, size) -> View`, `make_learner(config, encoder, ranks=…) -> Learner`, which is
 what is trained, and `Method(config, learner, images=…, fabric=…)`, which keeps whatever else the method remembers:
@@ -11,6 +11,8 @@ what is trained, and `Method(config, learner, images=…, fabric=…)`, which ke
     state_dict(), load_state_dict(state)    all of that, for a resumed run
 
 `progress` is the share of the training that is done, in [0, 1]. Methods compare the images of all processes.
+A file that says `LABELLED = True` learns from labels: its make_learner is also given classes=…, their number, and its
+Method labels=…, (N,) int64 of the training images. No other method is given any.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from dataclasses import fields
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
+from compress_ssl.datasets import ImageSet
 from compress_ssl.refusal import Refusal, nearest
 
 
@@ -56,6 +60,25 @@ def check(config: Any, **expected: str) -> None:
         if value is not None and not RANGES[told](value):
             usual = next(field.default for field in fields(config) if field.name == name)
             raise Refusal(f"--method.{name.replace('_', '-')} expected {told}, got {value}: leave it out for {usual}")
+
+
+def classes_of(method: ModuleType, images: ImageSet) -> int | None:
+    """Number of classes of the images, for a method that learns from labels; None for the others.
+
+    Raises: Refusal if an image has no label, or all have the same.
+    """
+    if not getattr(method, "LABELLED", False):
+        return None
+    name, missing = method.Config().name, np.flatnonzero(images.labels < 0)
+    if len(missing):
+        raise Refusal(f"--method {name} expected a label for every training image, got none for {len(missing)} of "
+                      f"{len(images)}, {images.ids[missing[0]]} the first: label or remove them, or use a method that "
+                      "needs none, such as simclr")  # fmt: skip
+    if len(np.unique(images.labels)) < 2:
+        raise Refusal(
+            f"--method {name} expected images of at least two classes in {images.name}, got one: check --data"
+        )
+    return max(len(images.classes), int(images.labels.max()) + 1)
 
 
 def names() -> list[str]:
