@@ -26,15 +26,17 @@ from compress_ssl.loader import Batch, TrainLoader, refuse_skipped
 from compress_ssl.mixing import MixingConfig
 from compress_ssl.momentum import Momentum
 from compress_ssl.optim import OptimizerConfig, ScheduleConfig
+from compress_ssl.patch_tokens import grid_of
 from compress_ssl.processes import everywhere, on_first, on_this_machine
 from compress_ssl.projector import About, ProjectorConfig, shape
+from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
 from compress_ssl.scorer import Scorer, judged_by, settle_temperatures, temperatures_told
 from compress_ssl.settings import Flat
 from compress_ssl.stored import refuse_too_large
 from compress_ssl.stored_teacher import StoredConfig
 from compress_ssl.student import Student
-from compress_ssl.teacher import Teacher
+from compress_ssl.teacher import LiveTeacher, Teacher
 from compress_ssl.teachers import Teachers, open_teachers, teacher_specs
 from compress_ssl.training import Training, TrainingConfig, step_seed
 from compress_ssl.transforms import TrainView
@@ -110,7 +112,10 @@ def run(config: Config) -> Path:
     judges = on_first(fabric, lambda: judged_by(teachers, watched))
     automatic = settle_temperatures(objective, judges, fabric)
     projectors = [about.shape.build() for about in projected]
-    student = Student(encoder, *projectors).train().to(fabric.device).to(memory_format=torch.channels_last)
+    sides = [member.token_side for member in objective if getattr(member, "tokens", False)]
+    student = (
+        Student(encoder, *projectors, token_sides=sides).train().to(fabric.device).to(memory_format=torch.channels_last)
+    )
     refuse_unsafe(student, fabric.device)
     momentum = Momentum(student, objective.momentum)
     optimizer = optim.optimizer([*student.parameters(), *objective.trained.parameters()], config.optimizer)
@@ -320,7 +325,7 @@ def _objective(
 ) -> tuple[Weighted, list[About]]:
     """One objective for each teacher, with its stored anchors if it has any, and the projector that leads to it."""
     module = objectives.find(config.objective.name)
-    space, members, projected = objectives.space_of(config.objective), [], []
+    space, members, projected, widths = objectives.space_of(config.objective), [], [], []
     asked = objectives.projector_of(config.objective, config.projector)
     for teacher, spec in zip(teachers, teachers.specs, strict=True):
         ends = shape(asked, width=encoder.width, target_width=teacher.width, space=space)
@@ -341,8 +346,21 @@ def _objective(
         if trained is not None:
             trained.to(fabric.device)
         members.append(objective)
-    widths = [(about.shape.widths[-1], one.width) for about, one in zip(projected, teachers, strict=True)]
+        mine, its = _tokens(objective, encoder, teacher, spec)
+        widths.append((ends.widths[-1] + mine, teacher.width + its))
     return Weighted(members, shares, widths), projected
+
+
+def _tokens(objective: Any, encoder: Encoder, teacher: Any, spec: str) -> tuple[int, int]:
+    """How much wider the student's and the teacher's rows are for patch tokens; settle on a grid, if it wants them."""
+    if not getattr(objective, "tokens", False):
+        return 0, 0
+    if not isinstance(teacher, LiveTeacher):
+        raise Refusal(f"--objective {objective.config.name} expected a live encoder as --teacher, got {spec}, stored "
+                      "rows without patch tokens: name the encoder they were made with")  # fmt: skip
+    mine, its = grid_of(encoder, option="--student"), grid_of(teacher.encoder, option="--teacher")
+    side = objective.token_side = teacher.token_side = min(mine.side, its.side)
+    return side**2 * mine.width, side**2 * its.width
 
 
 def _split(config: Config) -> tuple[ImageSet, ImageSet, Splits]:

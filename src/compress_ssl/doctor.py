@@ -111,6 +111,9 @@ class Config:
             if getattr(self, name) < least:
                 told = f"--{name.replace('_', '-')} expected at least {least}, got {getattr(self, name)}: raise it"
                 raise Refusal(told)
+        if getattr(objectives.find(self.objective.name).Objective, "tokens", False):
+            raise Refusal(f"--objective expected one that compares rows alone, got {self.objective.name}: ask about "
+                          "compress_1q, its larger part")  # fmt: skip
         if self.views < 0:
             raise Refusal(f"--views expected 0 or more, got {self.views}: 4 is usual")
         for name in ("seconds", "epochs"):

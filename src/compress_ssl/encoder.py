@@ -87,6 +87,13 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor, *, resize: bool = True) -> Tensor:
         """With `resize=False` images of another size go through the backbone as they are.
 
+        Raises: as `pixels`.
+        """
+        return self.backbone(self.pixels(images, resize=resize))
+
+    def pixels(self, images: Tensor, *, resize: bool = True) -> Tensor:
+        """What the backbone is given: resized, normalised, in its dtype.
+
         Raises: ValueError if `images` is not uint8 (B, 3, H, W); floats would be normalised twice, unnoticed."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
@@ -105,7 +112,7 @@ class Encoder(nn.Module):
             ).clamp(0, 255)  # bicubic overshoots at edges
         normalised = normalise(pixels, self.mean, self.scale)
         parameter = next(self.backbone.parameters(), None)
-        return self.backbone(normalised if parameter is None else normalised.to(parameter.dtype))
+        return normalised if parameter is None else normalised.to(parameter.dtype)
 
 
 def normalise(pixels: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress_ssl.encoder import Encoder, save_encoder
+from compress_ssl.patch_tokens import token_rows, with_patches
 from compress_ssl.projector import About, save_projector
 
 
@@ -20,11 +21,13 @@ class Student(nn.Module):
 
     Args:
         projectors: one for each teacher; without any the encoder's rows are the query.
+        token_sides: for each teacher, the side of the grid on which patch tokens are compared; they follow its row,
+            (B, D_s + side² · D_token). None: no tokens.
     """
 
-    def __init__(self, encoder: Encoder, *projectors: nn.Module):
+    def __init__(self, encoder: Encoder, *projectors: nn.Module, token_sides: Sequence[int] = ()):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.token_sides = encoder, tuple(token_sides)
         self.projector = nn.ModuleList(projectors) if len(projectors) > 1 else [*projectors, nn.Identity()][0]
 
     def projectors(self) -> list[nn.Module]:
@@ -32,8 +35,11 @@ class Student(nn.Module):
         return list(self.projector) if isinstance(self.projector, nn.ModuleList) else [self.projector]
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.encoder(images)
+        features, patches = with_patches(self.encoder, images) if self.token_sides else (self.encoder(images), None)
         rows = [functional.normalize(project(features).float(), dim=1) for project in self.projectors()]
+        if patches is not None:
+            sides = zip(rows, self.token_sides, strict=True)
+            rows = [torch.cat([row, token_rows(patches, side)], dim=1) for row, side in sides]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 

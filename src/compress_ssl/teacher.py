@@ -17,6 +17,7 @@ from compress_ssl.embeddings import Embeddings
 from compress_ssl.encoder import Encoder, open_encoder, tell
 from compress_ssl.folded import folded
 from compress_ssl.loader import Batch
+from compress_ssl.patch_tokens import token_rows, with_patches
 from compress_ssl.refusal import Refusal
 from compress_ssl.stored import open_stored, refuse_other_unusual
 from compress_ssl.stored_teacher import StoredConfig, StoredTeacher
@@ -133,6 +134,7 @@ class LiveTeacher:
         self.width, self.preprocessing = encoder.width, encoder.preprocessing
         self.device, self.workers, self.check, self._ids = device, workers, check, images.ids
         self._rows = UncheckedRows(images.ids)
+        self.token_side: int | None = None  # of the grid of patch tokens that follow each row; None: no tokens
         side, noise = self.preprocessing.size, torch.Generator().manual_seed(0)
         pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=noise).to(device)
         # what a step runs; scores, identity and sizes are those of the encoder as it was published
@@ -141,7 +143,12 @@ class LiveTeacher:
     @torch.no_grad()  # not inference_mode: targets take part in the student's graph as constants
     def __call__(self, batch: Batch) -> Tensor:
         assert not self.encoder.training, "the teacher must stay in eval mode"
-        rows = self._rows(self.swift(batch.images), batch.host_index)
+        if self.token_side is None:
+            rows = self._rows(self.swift(batch.images), batch.host_index)
+        else:
+            embeddings, patches = with_patches(self.swift, batch.images)
+            rows = self._rows(embeddings, batch.host_index)
+            rows = torch.cat([rows, token_rows(patches, self.token_side)], dim=1)
         if self.check == "now":
             self.settle(wait=True)
         return rows

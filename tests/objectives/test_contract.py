@@ -27,10 +27,14 @@ def module(request: pytest.FixtureRequest) -> ModuleType:
     return objectives.find(request.param)
 
 
-def make(module: ModuleType, *, seed: int = 0, images: int = IMAGES, **options: Any) -> Any:
+def make(module: ModuleType, *, seed: int = 0, images: int = IMAGES, device: str = "cpu", **options: Any) -> Any:
     config = module.Config(**options)
     width = TARGET_WIDTH if objectives.space_of(config) == "teacher" else WIDTH
-    objective = module.Objective(config, width=width, target_width=TARGET_WIDTH, images=images, device="cpu", seed=seed)
+    objective = module.Objective(
+        config, width=width, target_width=TARGET_WIDTH, images=images, device=device, seed=seed
+    )
+    if getattr(objective, "tokens", False):
+        objective.token_side = 2
     if getattr(objective, "fits_targets", False):
         rows = torch.randn(images, TARGET_WIDTH, generator=torch.Generator().manual_seed(77))
         objective.fit(functional.normalize(rows), torch.arange(images))
@@ -40,7 +44,13 @@ def make(module: ModuleType, *, seed: int = 0, images: int = IMAGES, **options: 
 def batch(objective: Any, unit: Any, number: int, *, count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     """query, target, index of one step; the images differ from step to step."""
     query = unit(count, TARGET_WIDTH if objective.space == "teacher" else WIDTH, seed=2 * number)
-    return query, unit(count, TARGET_WIDTH, seed=2 * number + 1), (torch.arange(count) + count * number) % IMAGES
+    target = unit(count, TARGET_WIDTH, seed=2 * number + 1)
+    if getattr(objective, "tokens", False):
+        query, target = (
+            torch.cat([rows, unit(count * 4, width, seed=3 * number + width).reshape(count, -1)], dim=1)
+            for rows, width in ((query, 3), (target, 5))
+        )
+    return query, target, (torch.arange(count) + count * number) % IMAGES
 
 
 def as_distill_has_it(objective: Any) -> Weighted:
@@ -263,8 +273,7 @@ def test_a_bank_in_host_memory_trains_as_one_on_the_gpu(
     monkeypatch.setattr(streamed, "CHUNK_CUDA", 5)
     found = []
     for home in ("device", "host"):
-        config = module.Config(bank_dtype=dtype, bank_home=home)
-        objective = module.Objective(config, width=WIDTH, target_width=TARGET_WIDTH, images=IMAGES, device="cuda")
+        objective = make(module, device="cuda", bank_dtype=dtype, bank_home=home)
         for number in range(6):
             query, target, index = (part.cuda() for part in batch(objective, unit, number))
             query.requires_grad_()

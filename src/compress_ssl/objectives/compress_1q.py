@@ -54,7 +54,7 @@ class Objective:
     ):
         del width  # the teacher's: a projector has brought it there
         refuse_path(config.path, device, config.temperature)
-        self.config = config
+        self.config, self.width = config, target_width
         self.temperature = config.temperature  # a number before the first step: see calibration
         self.stored_anchors = config.anchors == "stored"
         if self.stored_anchors:

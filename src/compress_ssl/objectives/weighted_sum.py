@@ -49,6 +49,10 @@ class Config:
             given = " ".join(f"{weight:g}" for weight in self.weights)
             raise Refusal(f"--objective.weights expected numbers above 0, got {given}: leave out a term that is to "
                           "count for nothing")  # fmt: skip
+        for term in self.terms:
+            if getattr(objectives.find(term).Objective, "tokens", False):
+                raise Refusal(f"--objective.terms expected objectives that compare rows alone, got {term}, which has a "
+                              "weight of its own for what it adds to compress_1q: use it by itself")  # fmt: skip
         _one_momentum(self.configs)
 
     @property
