@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.svm import LinearSVC
 
-from compress_ssl import datasets, embed, report
+from compress_ssl import checkpoint, datasets, embed, report
 from compress_ssl.cli import main
 from compress_ssl.encoder import open_encoder, save_encoder
 from compress_ssl.transforms import EvaluationView
@@ -202,3 +202,87 @@ def test_results_that_are_there_are_not_overwritten(classified, model, data, cap
     """Yesterday's numbers would be gone."""
     assert voc(model, "--data", data, "--out", classified) == 2
     assert "expected an empty or new folder" in capsys.readouterr().err
+
+
+# ---- detection -----------------------------------------------------------------------------------------------------
+
+SMALL = ("--task", "detection", "--detector.channels", "8", "--detector.head", "16", "--detector.proposals", "8",
+         "--detector.sizes", "40", "--detector.longest", "48", "--detection.batch-size", "3", "--detection.epochs", "3",
+         "--detection.optimizer.learning-rate", "0.05")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def few(make_voc, tmp_path_factory) -> Path:
+    return make_voc(tmp_path_factory.mktemp("few"), train=5, val=4, test=7)
+
+
+@pytest.fixture(scope="module")
+def detected(model, few, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("detected") / "results"
+    assert voc(model, "--data", few, "--out", out, *SMALL) == 0
+    return out
+
+
+def steps(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_detection_learns_and_scores_every_class(detected):
+    """Hours of fine-tuning would end without a number, or with one of a detector that never learnt."""
+    found = results(detected)
+    assert (found["task"], found["splits"]["reported_on"]) == ("detection", "test")
+    one = found["models"]["student_2q"]
+    assert set(one["per_class"]) | set(one["missing"]) == {"apple", "leaf", "sea"}
+    assert one["metrics"].keys() == {"detection_map_11", "detection_map_all"}
+    assert all(0 <= value <= 1 for value in one["metrics"].values())
+    assert [place["name"] for place in one["maps"]] == ["layer3", "layer4"]
+    losses = [line["loss"] for line in steps(detected)]
+    assert len(losses) == 9
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_an_interrupted_detection_goes_on_as_if_nothing_had_been(detected, model, few, tmp_path, monkeypatch, capsys):
+    """A night of fine-tuning would be lost to a power cut, or end with other numbers than without it."""
+    save, saved = checkpoint.save, []
+
+    def save_and_stop(*given):
+        save(*given)
+        saved.append(given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", save_and_stop)
+        assert voc(model, "--data", few, "--out", tmp_path / "out", *SMALL) == 130
+    assert len(saved) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert voc(model, "--data", few, "--out", tmp_path / "out", *SMALL, "--resume") == 0
+    assert steps(tmp_path / "out") == steps(detected)
+    ours, theirs = (results(out)["models"]["student_2q"] for out in (tmp_path / "out", detected))
+    assert ours == theirs
+
+
+# fmt: off
+UNFIT = [
+    (["--seed", "-1"], "--seed expected 0 or more"),
+    (["--size", "64"], "write --detector.sizes"),
+    (["--ids", "ids.txt"], "expected an encoder, which is fine-tuned"),
+    (["--task", "classification", "--resume"], "--resume expected --task detection"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("words", "told"), UNFIT)
+def test_what_detection_cannot_use_is_told(words, told, model, few, tmp_path, capsys):
+    """An option that is parsed and left aside is a wish that nobody hears."""
+    given = ["--data", few, "--out", tmp_path / "out", *([] if "--task" in words else ["--task", "detection"]), *words]
+    assert voc(model, *given) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_picture_ends_the_detection(make_voc, model, tmp_path, capsys):
+    """It would be missing from the score, or end a worker with a stack trace."""
+    data = make_voc(tmp_path, train=3, val=3, test=4)
+    broken_picture(data)
+    assert voc(model, "--data", data, "--out", tmp_path / "out", *SMALL, "--detection.epochs=1") == 2
+    assert "got JPEGImages/test_003.jpg: broken" in capsys.readouterr().err

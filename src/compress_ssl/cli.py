@@ -30,7 +30,7 @@ VERBS = {
     "embed": "an encoder over a data set -> a table of stored embeddings",
     "distill": "compress a teacher into a small student",
     "evaluate": "score teacher and students on the same images",
-    "voc": "score an encoder on PASCAL VOC: classes in a picture",
+    "voc": "score an encoder on PASCAL VOC: which classes are in a picture, or where",
     "benchmark": "objectives × students × seeds from one file -> one table, resumed and shared out",
     "report": "one self-contained HTML page from run folders",
 }

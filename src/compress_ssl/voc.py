@@ -1,7 +1,9 @@
 """An encoder on PASCAL VOC: which classes are in a picture (classification), or where (detection).
 
-Classification asks frozen embeddings, live or stored: `compress_ssl.multi_label`. Both tasks learn from trainval and
-report on test, by VOC 2007's eleven-point rule and by the all-point rule: `compress_ssl.average_precision`.
+Classification asks frozen embeddings, live or stored: `compress_ssl.multi_label`. Detection fine-tunes the encoder as
+the backbone of a Faster R-CNN (`compress_ssl.detector`, `compress_ssl.detector_training`), and is continued after an
+interruption. Both learn from trainval and report on test, by VOC 2007's eleven-point rule and by the all-point rule:
+`compress_ssl.average_precision`, `compress_ssl.detections`.
 An image that cannot be read is refused: without it the score would be that of another test.
 """
 
@@ -17,38 +19,45 @@ import tyro
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from compress_ssl import datasets, multi_label
+from compress_ssl import datasets, detections, detector, detector_training, multi_label
 from compress_ssl.datasets import Splits
-from compress_ssl.device import open_device
+from compress_ssl.detector import Detector
+from compress_ssl.detector_training import Pictures, find, train
+from compress_ssl.device import open_device, refuse_unsafe
 from compress_ssl.embed import embed
 from compress_ssl.embeddings import Embeddings
-from compress_ssl.encoder import open_encoder, tell
+from compress_ssl.encoder import open_encoder, parameter_count, tell
 from compress_ssl.evaluate import describe, from_stored
 from compress_ssl.loader import Skipped
 from compress_ssl.multi_label import Labelled
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder, environment
-from compress_ssl.stored import Stored, open_stored
+from compress_ssl.stored import Stored, is_stored, open_stored
+from compress_ssl.training import Interrupted
 from compress_ssl.transforms import EvaluationView
 from compress_ssl.voc_layout import Halves, Object, classes_of, halves, read_annotations, targets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Score an encoder on PASCAL VOC, or on data laid out like it: average precision of every class."""
+    """Score an encoder on PASCAL VOC, or on data laid out like it: average precision of every class, and their mean."""
 
     # a run folder, timm/NAME, torchvision/NAME@FILE, …; to classify also a folder that `embed` wrote, or vectors
     model: Annotated[str, tyro.conf.Positional]
     data: str  # a folder with JPEGImages, Annotations and ImageSets/Main, such as VOCdevkit/VOC2007
     out: Path  # results.json is written here
-    # classification: which classes are in a picture, by frozen embeddings
-    task: Literal["classification"] = "classification"
+    # classification: which classes are in a picture, by frozen embeddings; detection: where they are, by fine-tuning
+    task: Literal["classification", "detection"] = "classification"
     classification: multi_label.Config = field(default_factory=multi_label.Config)
+    detection: detector_training.Config = field(default_factory=detector_training.Config)
+    detector: detector.Config = field(default_factory=detector.Config)
     ids: Path | None = None  # text file with the image ids of a .npy of vectors, one a line
     size: int | None = None  # to classify: pixels of the input; None: the encoder's own
     batch_size: int = 256  # to classify: images embedded at once
     workers: int | None = None  # processes that read images; None: one a core but one, eight at most
     device: str = "auto"  # cpu, cuda, mps
+    seed: int = 0  # to detect: of the layers that start at random, the order and the views
+    resume: bool = False  # to detect: continue in --out after the last whole epoch
 
 
 def run(config: Config) -> Path:
@@ -60,24 +69,23 @@ def run(config: Config) -> Path:
     if not classes_of(annotations):
         raise Refusal(f"expected objects in the annotations of {root}, got none in {len(annotations)} files: annotate "
                       "some")  # fmt: skip
-    stored = open_stored(config.model, ids=config.ids)
-    if stored is not None and config.size is not None:
-        raise Refusal(f"--size expected an encoder, got {config.size} for stored rows: leave it out")
-    folder = RunFolder.open(config.out, config, resume=False)
-    found, about = _classify(config, stored, both, annotations, console)
+    task = _classify if config.task == "classification" else _detect
+    found, about, folder = task(config, both, annotations, console)
     write_results(folder, config, both, found, about)
     console.print(class_table(found))
     return config.out
 
 
 def _classify(
-    config: Config,
-    stored: Stored | None,
-    both: Halves,
-    annotations: dict[str, tuple[Object, ...]],
-    console: Console,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `multi_label.score` says of the model, and what there is to say about the model."""
+    config: Config, both: Halves, annotations: dict[str, tuple[Object, ...]], console: Console
+) -> tuple[dict[str, Any], dict[str, Any], RunFolder]:
+    """What `multi_label.score` says of the model, what there is to say about the model, and where to write it."""
+    stored = open_stored(config.model, ids=config.ids)
+    if stored is not None and config.size is not None:
+        raise Refusal(f"--size expected an encoder, got {config.size} for stored rows: leave it out")
+    if config.resume:
+        raise Refusal("--resume expected --task detection, got classification, which is begun anew: leave it out")
+    folder = RunFolder.open(config.out, config, resume=False)
     splits = datasets.open_splits(config.data)
     assert splits.test is not None
     chosen_on = _chosen_on(both, splits)
@@ -94,7 +102,47 @@ def _classify(
         chosen_on=chosen_on,
         config=config.classification,
     )
-    return found, about
+    return found, about, folder
+
+
+def _detect(
+    config: Config, both: Halves, annotations: dict[str, tuple[Object, ...]], console: Console
+) -> tuple[dict[str, Any], dict[str, Any], RunFolder]:
+    """What `detections.score` says of the fine-tuned model, what there is to say about the model, and its folder."""
+    if is_stored(config.model) or config.ids is not None:
+        raise Refusal(f"--task detection expected an encoder, which is fine-tuned, got the stored rows {config.model}: "
+                      "name the encoder that made them")  # fmt: skip
+    if config.size is not None:
+        raise Refusal(f"--size expected --task classification, got {config.size}: write --detector.sizes, the short "
+                      "sides of the pictures")  # fmt: skip
+    if config.seed < 0:
+        raise Refusal(f"--seed expected 0 or more, got {config.seed}: choose another")
+    classes, how = classes_of(annotations), config.detection
+    device = open_device(config.device)
+    torch.manual_seed(config.seed)
+    encoder = open_encoder(config.model, weights="pretrained")
+    tell(encoder)
+    model = Detector(encoder, config.detector, classes=len(classes)).to(device)
+    refuse_unsafe(model, device)
+    splits = datasets.open_splits(config.data)
+    assert splits.test is not None
+    learn, report = (
+        Pictures(images, [annotations[id] for id in ids], classes)
+        for images, ids in ((splits.train, both.learn), (splits.test, both.report))
+    )
+    folder = RunFolder.open(config.out, config, resume=config.resume)
+    try:
+        train(model, learn, how, folder=folder, seed=config.seed, workers=config.workers, console=console)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; what whole epochs have learnt is saved in {folder.path}") from None
+    found = find(model, report, batch_size=how.batch_size, workers=config.workers, console=console)
+    about = {
+        "spec": config.model,
+        "width": encoder.width,
+        "maps": [place._asdict() for place in model.places],
+        "detector_parameters": parameter_count(model),
+    }
+    return detections.score(found, report.objects, classes=classes), about, folder
 
 
 def _chosen_on(both: Halves, splits: Splits) -> np.ndarray:
