@@ -178,11 +178,10 @@ class Scorer:
     def _kept(self, embedded: Embedded) -> dict[str, float]:
         """Share of neighbours kept; of several teachers the weighted mean, and each by its name."""
         overlap = evaluations.find("neighbour_overlap")
+        ten = overlap.Config(neighbours=(10,))
         if len(self.judges) == 1:
-            return overlap.evaluate(embedded, overlap.Config())
-        each = [
-            overlap.evaluate(replace(embedded, teacher=judge), overlap.Config())[KEPT] for judge in self.judges.values()
-        ]
+            return overlap.evaluate(embedded, ten)
+        each = [overlap.evaluate(replace(embedded, teacher=judge), ten)[KEPT] for judge in self.judges.values()]
         mean = sum(share * found for share, found in zip(self.objective.shares, each, strict=True))
         return {KEPT: mean} | {f"{KEPT}_{name}": found for name, found in zip(self.judges, each, strict=True)}
 

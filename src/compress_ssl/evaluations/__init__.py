@@ -1,7 +1,9 @@
 """Embedded splits -> metrics. One file of this folder is one evaluation, and its name is the name in configs.
 
 A file holds `Config`, a frozen dataclass; `unfit(embedded)`, why it cannot be computed here, or None; and
-`evaluate(embedded, config)`, metric names to fractions in [0, 1]. A dotted name reaches a module outside the package.
+`evaluate(embedded, config)`, metric names to fractions in [0, 1]. A metric's spread over repeats is called like it with
+`_std` or `_interval` behind. What takes much longer than the others says `ON_REQUEST = True`, and is done only where it
+is named. A dotted name reaches a module outside the package.
 """
 
 from __future__ import annotations
@@ -102,6 +104,11 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+def usual() -> list[str]:
+    """Those that are done where none is named: all but the ones on request, in alphabetical order."""
+    return [name for name in names() if not getattr(find(name), "ON_REQUEST", False)]
+
+
 def find(name: str) -> Evaluation:
     """The evaluation called `name`: a file of this folder, or the dotted name of a module elsewhere.
 
@@ -128,6 +135,16 @@ def labelled_rows(embeddings: Embeddings) -> Embeddings:
         return embeddings
     ids = tuple(name for name, keep in zip(embeddings.ids, kept, strict=True) if keep)
     return Embeddings(embeddings.rows[kept], embeddings.labels[kept], ids)
+
+
+def unknown_rows(embedded: Embedded) -> Embeddings:
+    """The labelled test images that are not train images, too (same id, same row)."""
+    test = labelled_rows(embedded.test)
+    unknown = own_rows(test, embedded.train).numpy() < 0
+    if unknown.all():
+        return test
+    ids = tuple(name for name, keep in zip(test.ids, unknown, strict=True) if keep)
+    return Embeddings(test.rows[unknown], test.labels[unknown], ids)
 
 
 def own_rows(queries: Embeddings, gallery: Embeddings, *, device: str = "cpu") -> Tensor:

@@ -16,7 +16,7 @@ from compress_ssl.refusal import Refusal
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    neighbours: tuple[int, ...] = (10,)  # each gives a metric; capped at the gallery, where the share is always 1
+    neighbours: tuple[int, ...] = (1, 5, 10, 50)  # each gives a metric; capped at the gallery, where the share is 1
 
     def __post_init__(self) -> None:
         if not self.neighbours or min(self.neighbours) < 1:
