@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from compress_ssl import datasets, distill, embed, evaluate, evaluations, report
 from compress_ssl.encoder import multiply_adds, open_encoder, parameter_count, save_encoder
 from compress_ssl.evaluate import Protocols
-from compress_ssl.evaluations import linear_probe
+from compress_ssl.evaluations import few_labels, linear_probe
 from compress_ssl.hardware import HardwareConfig
 from compress_ssl.objectives import regression
 from compress_ssl.projector import About, Shape
@@ -26,6 +28,7 @@ from compress_ssl.transforms import EvaluationView, RandomView, Sample, TrainVie
 
 TEACHER, STUDENT = "compress/resnet10_small_w16@random", "compress/resnet10_small_w8@random"
 METRICS = {"nearest_neighbour", "nearest_neighbour_20", "linear_probe", "cluster_alignment", "neighbour_overlap_10"}
+WITHOUT_LABELS = {*(f"neighbour_overlap_{count}" for count in (1, 5, 10, 50)), "cka", "cka_unbiased"}
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +89,7 @@ def test_results_hold_what_readers_of_them_expect(models, scored):
         found = results["models"][name]
         assert found["metrics"].keys() >= METRICS
         assert all(0 <= value <= 1 for value in found["metrics"].values())
+        assert not any(name.startswith("few_labels") for name in found["metrics"])
         encoder = open_encoder(found["spec"], weights="random")
         assert found["spec"] == str(models / name.removesuffix("_1q"))
         assert (found["width"], found["input_size"]) == (size, 8)
@@ -161,6 +165,46 @@ def test_the_table_is_shown_and_the_pictures_are_written(models, tmp_path, capfd
     assert list(shown["neighbours"]) == ["teacher", "plain"]
 
 
+def test_the_terminal_shows_the_main_scores_and_counts_the_others(scored):
+    """Thirty columns would be thirty broken lines; scores that nobody hears of are not looked at."""
+    models = scored[1]["models"]
+    for asked in ((), ("neighbour_overlap",)):
+        told = shown_on(80, models, asked=asked)
+        assert max(map(len, told.splitlines())) <= 80
+        assert all(heading in told for heading in ("1-NN", "20-NN", "linear", "CA", "kept@10", "asym.", "params"))
+        assert "shot" not in told
+        hidden = [name for name in models["teacher"]["metrics"] if name not in METRICS and "_interval" not in name]
+        assert f"{len(hidden)} more scores of each model are in results.json" in " ".join(told.split())
+
+
+def test_scores_that_were_asked_for_are_shown_with_their_spread():
+    """Whoever asks for few labels would get a table without a number, or a mean without its worth."""
+    metrics = {"few_labels_1": 0.5, "few_labels_1_std": 0.0123, "nearest_neighbour": 0.75, "mine": 0.25}
+    models = {"teacher": {"metrics": metrics, "missing": {}}}
+    told = shown_on(80, models, asked=("few_labels", "my_package.mine"))
+    assert all(words in told for words in ("few labels 1", "50.0 ± 1.2", "75.0", "mine", "25.0"))
+    assert "results.json" not in told
+    assert "few" not in shown_on(80, models)
+
+
+def shown_on(width: int, models: dict, **options) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(evaluate.result_table(models, models, **options))
+    return console.export_text()
+
+
+def test_what_takes_minutes_is_done_where_it_is_named(models, tmp_path):
+    """A first look at a folder would take as long as the whole proof; what is on request could not be had."""
+    assert "few_labels" in evaluations.names()
+    assert "few_labels" not in evaluations.usual()
+    assert set(evaluations.usual()) > {"linear_probe", "n_shot", "retrieval", "cka"}
+    chosen = Protocols(few_labels=few_labels.Config(shares=(0.02,), repeats=2))
+    found = run([models / "plain"], "digits", tmp_path / "out", metrics=("few_labels",), protocols=chosen)
+    found = found["models"]["plain"]
+    assert found["metrics"].keys() == {f"few_labels_2{top}{std}" for top in ("", "_top_5") for std in ("", "_std")}
+    assert 0.2 < found["metrics"]["few_labels_2"] < found["metrics"]["few_labels_2_top_5"] <= 1
+
+
 def test_chosen_metrics_are_the_only_ones(models, tmp_path):
     """Whoever wants one number of a million images would wait for all of them."""
     found = run([models / "plain"], "digits", tmp_path / "out", metrics=("nearest_neighbour",))["models"]["plain"]
@@ -195,8 +239,8 @@ def test_images_without_labels_are_scored_by_neighbours_alone(models, tmp_path):
     results = run([models / "teacher", models / "plain"], data, tmp_path / "out")
     assert results["images"] == {"train": 54, "test": 6}, "a tenth becomes the queries"
     for found in results["models"].values():
-        assert found["metrics"].keys() == {"neighbour_overlap_10"}
-        assert found["missing"].keys() == set(evaluations.names()) - {"neighbour_overlap"}
+        assert found["metrics"].keys() == WITHOUT_LABELS
+        assert found["missing"].keys() == set(evaluations.usual()) - {"neighbour_overlap", "cka"}
         assert "labels" in found["missing"]["linear_probe"]
 
 
@@ -336,8 +380,8 @@ def test_unlabelled_pictures_with_vectors_are_scored_and_reported(models, tmp_pa
     data = photos(tmp_path / "photos", 60)
     vectors, ids = vectors_of(models / "teacher", data, tmp_path / "service")
     results = run([f"teacher={vectors}", f"student={models / 'plain'}"], data, tmp_path / "out", ids=ids)
-    assert results["models"]["teacher"]["metrics"] == {"neighbour_overlap_10": 1}
-    assert results["models"]["student"]["metrics"].keys() == {"neighbour_overlap_10"}
+    assert results["models"]["teacher"]["metrics"] == pytest.approx(dict.fromkeys(WITHOUT_LABELS, 1))
+    assert results["models"]["student"]["metrics"].keys() == WITHOUT_LABELS
     page = report.run(report.Config(runs=(str(tmp_path / "out"),)))
     assert "teacher" in Path(page).read_text()
 

@@ -312,6 +312,28 @@ def test_a_metric_of_somebodys_own_evaluation_has_a_column(tmp_path: Path) -> No
     assert page.tables[0][3][1].replace(THIN, " ") == "25.0 %50.0 % kept"
 
 
+def test_scores_that_would_widen_the_table_stand_in_one_of_their_own(tmp_path: Path) -> None:
+    """Thirty columns can be compared by nobody; a spread beside another column is taken for a score."""
+    more = {f"neighbour_overlap_{count}": 0.5 for count in (1, 50, 5)}
+    more |= {"n_shot_class_mean_1": 0.25, "n_shot_class_mean_1_interval": 0.0123, "cka": 0.8, "my_std": 0.1}
+    models = {"teacher": entry(one=0.9, overlap=1.0), "student": entry(one=0.8, overlap=0.4)}
+    models["teacher"]["metrics"] |= {**more, "cka": 1.0, "n_shot_class_mean_1": 0.5}
+    models["student"]["metrics"] |= more
+    page = page_of(write_results(tmp_path / "results", models))
+    assert page.tables[0][1] == ["Model", "1-NN", "Neighbours kept, of 10"]
+    headings, *rows = [[text.replace(THIN, " ") for text in row] for row in page.tables[1]]
+    assert headings == ["Score", "teacher", "student"]
+    found = {name: (teacher, student) for name, teacher, student in rows}
+    assert list(found) == [
+        *("cka", "my std", "n shot class mean 1"),
+        *("neighbour overlap 1", "neighbour overlap 5", "neighbour overlap 50"),
+    ]
+    assert found["n shot class mean 1"] == ("50.0 % ± 1.2", "25.0 % ± 1.250.0 % kept")
+    assert found["cka"] == ("100.0 %", "80.0 %"), "no share of the teacher's likeness to itself"
+    assert "95 % confidence interval" in page.text
+    assert "few labels:" not in page.text, "only what is there is explained"
+
+
 @pytest.mark.parametrize(
     ("number", "expected"),
     [

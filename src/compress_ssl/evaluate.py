@@ -25,7 +25,7 @@ from compress_ssl.device import open_device
 from compress_ssl.embed import embed
 from compress_ssl.embeddings import Embeddings
 from compress_ssl.encoder import Encoder, costs, open_encoder, tell
-from compress_ssl.evaluations import Embedded
+from compress_ssl.evaluations import SPREADS, Embedded
 from compress_ssl.loader import Skipped, refuse_skipped
 from compress_ssl.projector import Kept, choose_projector, load_projectors
 from compress_ssl.refusal import Refusal
@@ -56,7 +56,7 @@ class Config:
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …
     out: Path  # results.json and pictures.json are written here
     ids: Path | None = None  # text file with the image ids of every .npy of vectors among the models, one a line
-    metrics: tuple[str, ...] = ()  # evaluations to run; none named: all that fit
+    metrics: tuple[str, ...] = ()  # evaluations to run; none named: all that fit but few_labels, which takes minutes
     protocols: Protocols = field(default_factory=Protocols)
     on: tuple[str, ...] = ()  # other labelled data sets to score the same models on, with their own train and test
     on_metrics: tuple[str, ...] = transfer.METRICS  # evaluations to run on those
@@ -77,7 +77,7 @@ def run(config: Config) -> Path:
     """Evaluate, write results.json and pictures.json, print the table; returns the folder."""
     console = Console(stderr=True)
     named = _named(config.models)
-    chosen = {name: evaluations.find(name) for name in config.metrics or evaluations.names()}
+    chosen = {name: evaluations.find(name) for name in config.metrics or evaluations.usual()}
     chosen_there = {name: evaluations.find(name) for name in config.on_metrics or transfer.METRICS}
     device = open_device(config.device)
     stored = open_all(named, config.ids)
@@ -196,7 +196,7 @@ def run(config: Config) -> Path:
         transferred[other] = _score_elsewhere(rows_there, chosen_there, config.protocols, device=where)
     more = {"transfer": transferred} if transferred else {}
     write_results(folder, data=config.data, models=models, scores=scores, about=about, splits=splits, more=more)
-    console.print(result_table(scores, about))
+    console.print(result_table(scores, about, asked=config.metrics))
     if probed:
         console.print(layers.layers_table(probed))
     if transferred:
@@ -415,10 +415,14 @@ SHORT = {  # headings that leave a table of five models within 80 columns
 }
 
 
-def result_table(scores: dict[str, dict[str, Any]], about: dict[str, dict[str, Any]]) -> RichTable:
-    """The table that a terminal shows."""
-    found = dict.fromkeys(metric for one in scores.values() for metric in one["metrics"])
-    columns = [metric for metric in SHORT if metric in found] + [metric for metric in found if metric not in SHORT]
+def result_table(
+    scores: dict[str, dict[str, Any]], about: dict[str, dict[str, Any]], *, asked: tuple[str, ...] = ()
+) -> RichTable:
+    """The table that a terminal shows: the main scores, and those of the evaluations in `asked` that have none such."""
+    written = dict.fromkeys(metric for one in scores.values() for metric in one["metrics"])
+    found = [metric for metric in written if not (metric.endswith(SPREADS) and metric.rpartition("_")[0] in written)]
+    shown = [metric for metric in found if _is_shown(metric, found, asked)]
+    columns = [metric for metric in SHORT if metric in shown] + [metric for metric in shown if metric not in SHORT]
     table = RichTable(header_style="bold")
     table.add_column("model", no_wrap=True)
     for column in columns:
@@ -428,15 +432,36 @@ def result_table(scores: dict[str, dict[str, Any]], about: dict[str, dict[str, A
         table.add_column(heading, justify="right")
     table.add_column("params", justify="right", no_wrap=True)
     table.add_column("MACs", justify="right", no_wrap=True)
+    captions = []
     weights = {name: told["weight"] for name, told in about.items() if "weight" in told}
     if weights:
         told = ", ".join(f"{name} {100 * weight:.1f} %" for name, weight in weights.items())
-        table.caption = f"kept@10: mean over the teachers, by their weights: {told}; kept 1, 2, …: of each one's"
+        captions.append(f"kept@10: mean over the teachers, by their weights: {told}; kept 1, 2, …: of each one's")
+    if len(found) > len(shown):
+        captions.append(f"{len(found) - len(shown)} more scores of each model are in results.json")
+    table.caption = "\n".join(captions) or None
     for name, one in scores.items():
-        values = [f"{100 * one['metrics'][metric]:.1f}" if metric in one["metrics"] else "–" for metric in columns]
+        values = [_told(one["metrics"], metric) for metric in columns]
         sizes = [_rounded(about[name][key]) if key in about[name] else "–" for key in ("parameters", "flops")]
         table.add_row(name, *values, *sizes)
     return table
+
+
+def _is_shown(metric: str, found: list[str], asked: tuple[str, ...]) -> bool:
+    """Whether a score is one of the main ones, of somebody's own evaluation, or of one that has no main one found."""
+    owner = max((name for name in evaluations.names() if f"{metric}_".startswith(f"{name}_")), key=len, default=None)
+    if metric.partition("_teacher_")[0] in SHORT or owner is None:
+        return True
+    main = [name for name in SHORT if name.startswith(owner)]
+    return not set(main).intersection(found) if main else owner in asked
+
+
+def _told(metrics: dict[str, float], metric: str) -> str:
+    """A score in points, with how much it varies over repeats where that is known."""
+    if metric not in metrics:
+        return "–"
+    spread = next((metrics[metric + end] for end in SPREADS if metric + end in metrics), None)
+    return f"{100 * metrics[metric]:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
 
 
 def _named(models: tuple[str, ...]) -> dict[str, str]:

@@ -15,10 +15,9 @@ import torch
 
 from compress_ssl import evaluations
 from compress_ssl.embeddings import Embeddings
-from compress_ssl.evaluations import Embedded, Evaluation
+from compress_ssl.evaluations import SPREADS, Embedded, Evaluation
 
 pytestmark = pytest.mark.filterwarnings("error")
-SPREADS = ("_std", "_interval")  # how much a metric varies over repeats, behind its name
 
 
 @pytest.fixture(params=evaluations.names())

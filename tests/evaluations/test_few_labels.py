@@ -85,7 +85,9 @@ def test_scores_are_those_of_scikit_learns_regression_and_folds(
     assert 0.3 < found["few_labels_5"] < found["few_labels_5_top_5"] < 1
 
 
-def test_the_test_labels_choose_nothing(make_embedded: Callable[..., Embedded], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_labels_choose_nothing(
+    make_embedded: Callable[..., Embedded], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A decay picked on the reported split flatters every model, and the more so the fewer the labels."""
     embedded = seven_classes(make_embedded, train=701, test=211)
     chosen: dict[str, list[float]] = {}
@@ -155,7 +157,14 @@ def test_images_that_are_in_both_splits_are_left_out(make_embedded: Callable[...
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"shares": ()}, {"shares": (10.0,)}, {"repeats": 1}, {"folds": 1}, {"weight_decays": (0.0,)}, {"weight_decays": ()}],
+    [
+        {"shares": ()},
+        {"shares": (10.0,)},
+        {"repeats": 1},
+        {"folds": 1},
+        {"weight_decays": (0.0,)},
+        {"weight_decays": ()},
+    ],
 )
 def test_what_cannot_be_fitted_is_refused(wrong: dict[str, object]) -> None:
     """10 for 10 % would ask for ten times the images there are."""

@@ -24,6 +24,7 @@ from compress_ssl.embeddings import Embeddings
 from compress_ssl.neighbours import nearest_neighbours, own_positions
 from compress_ssl.refusal import Refusal, nearest
 
+SPREADS = ("_std", "_interval")  # ends of names: how much the metric of the name before varies over repeats
 SAME_ROW = 1e-4  # 1 - cosine of one image embedded twice; batches of another size change a row by 1e-6
 
 

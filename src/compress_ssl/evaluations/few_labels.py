@@ -67,7 +67,7 @@ def evaluate(embedded: Embedded, config: Config) -> dict[str, float]:
     queries = (tensor(test.rows, device=embedded.device) - mean).mul_(scale)
     classes, numbered = np.unique(train.labels, return_inverse=True)  # labels may have gaps
     tops = (1, TOP) if len(classes) > TOP else (1,)
-    metrics = {}
+    metrics: dict[str, float] = {}
     for share in config.shares:
         per_class = max(1, round(share * len(rows) / len(classes)))
         scores: dict[int, list[float]] = {top: [] for top in tops}
@@ -83,9 +83,7 @@ def evaluate(embedded: Embedded, config: Config) -> dict[str, float]:
     return metrics
 
 
-def _fit(
-    rows: Tensor, drawn: np.ndarray, mean: Tensor, scale: Tensor, config: Config
-) -> tuple[Tensor, Tensor]:
+def _fit(rows: Tensor, drawn: np.ndarray, mean: Tensor, scale: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """Weight and bias fitted to the drawn images alone, the weight decay chosen among them."""
     targets, order = np.nonzero(drawn >= 0)
     labelled = (rows[torch.from_numpy(drawn[targets, order]).to(rows.device)] - mean).mul_(scale)

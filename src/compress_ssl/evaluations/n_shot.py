@@ -59,7 +59,7 @@ def evaluate(embedded: Embedded, config: Config) -> dict[str, float]:
         drawn = balanced_draw(numbered, per_class=max(config.shots), generator=generator)
         for name, predicted in _predictions(queries, gallery, drawn, config.shots).items():
             found.setdefault(name, []).append(accuracy(classes[predicted], test.labels))
-    metrics = {}
+    metrics: dict[str, float] = {}
     for kind in ("class_mean", "nearest_neighbour"):
         for shots in config.shots:
             mean, half = mean_interval(found[f"{kind}_{shots}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ METRICS = (
     "asymmetric_nearest_neighbour",
 )
 KEPT = "neighbour_overlap_10"
+BESIDE_TEACHER = ("neighbour_overlap", "cka")  # likeness to the teacher: its own is 1, and nothing to be held to
+SPREADS = ("_std", "_interval")  # how much a score varies: told beside it
+ROOM = 3  # scores beyond METRICS that the table has room for; more of them get one of their own
 COSTS: dict[str, tuple[str, str] | None] = {  # what a student with a larger value is called, with a smaller value
     "parameters": ("more", "fewer"),
     "flops": ("more", "fewer"),
@@ -40,16 +44,20 @@ class Cell:
 
 def table(one: Comparison, *, colours: dict[Path, int]) -> dict[str, Any]:
     """All that the page shows of one comparison; `colours` are those of the curves, by run folder."""
-    used = {key for model in one.models for key in model.entry["metrics"]}
+    written = {key for model in one.models for key in model.entry["metrics"]}
+    used = {key for key in written if not (key.endswith(SPREADS) and key.rpartition("_")[0] in written)}
     of_each = sorted(key for key in used if key.startswith(f"{KEPT}_"))  # of several teachers: …_teacher_2
     listed = [key for known in METRICS for key in (known, f"{known}_per_class", *(of_each if known == KEPT else ()))]
-    metrics = [key for key in listed if key in used] + sorted(used.difference(listed))
+    metrics, more = [key for key in listed if key in used], sorted(used.difference(listed), key=in_order)
+    if len(more) <= ROOM:
+        metrics, more = metrics + more, []
     costs = [key for key in COSTS if any(model.entry.get(key) for model in one.models)]
     rows = []
     for model in one.models:
         cells = [metric_cell(one, model, key) for key in metrics] + [cost_cell(one, model, key) for key in costs]
         rows.append((model, colours.get(model.place), cells))
-    dashes = [cell.title for _, _, cells in rows for cell in cells if not cell.text]
+    beyond = [(key, [metric_cell(one, model, key) for model in one.models]) for key in more]
+    dashes = [cell.title for *_, cells in [*rows, *beyond] for cell in cells if not cell.text]
     absent: dict[str, list[str]] = {}  # why -> metrics that no model has
     for key in METRICS:
         if key not in used:
@@ -60,9 +68,15 @@ def table(one: Comparison, *, colours: dict[Path, int]) -> dict[str, Any]:
         "metrics": metrics,
         "costs": costs,
         "rows": rows,
+        "more": beyond,
         "dashes": list(dict.fromkeys(dashes)),
         "absent": absent,
     }
+
+
+def in_order(key: str) -> list[str | int]:
+    """Sorts names as people count: overlap 5 before overlap 10."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", key))]
 
 
 def metric_cell(one: Comparison, model: Model, key: str) -> Cell:
@@ -70,16 +84,17 @@ def metric_cell(one: Comparison, model: Model, key: str) -> Cell:
     value = model.value(key)
     if value is None:
         return Cell(title=why_missing(one, model, key))
-    overlap = key.startswith(KEPT)
-    if overlap and one.several and model in one.teachers:
+    beside = key.startswith(BESIDE_TEACHER)
+    if beside and one.several and model in one.teachers:
         return Cell(title=why_missing(one, model, key))  # all of its own: no number that a student could be held to
-    write = of_ten if overlap else percent
+    write = of_ten if key.startswith(KEPT) else percent
+    spread = next((found for end in SPREADS if (found := model.value(key + end)) is not None), None)
     is_student = model in one.students
     scores = [score for student in one.students if (score := student.value(key)) is not None]
-    reference = "" if overlap else "nearest_neighbour" if key == "asymmetric_nearest_neighbour" else key
+    reference = "" if beside else "nearest_neighbour" if key == "asymmetric_nearest_neighbour" else key
     teacher = one.models[0].value(reference) if is_student and not one.several else None
     return Cell(
-        text=write(value),
+        text=write(value) + (f" ± {100 * spread:.1f}" if spread is not None else ""),
         title=f"{value:.6g}",
         small=f"{percent(value / teacher)} kept" if teacher else "",
         best=is_student and len(scores) > 1 and write(value) == write(max(scores)),
@@ -103,7 +118,7 @@ def cost_cell(one: Comparison, model: Model, key: str) -> Cell:
 
 def why_missing(one: Comparison, model: Model, key: str) -> str:
     """Why there is a dash, in the words of the evaluation that could not be done."""
-    if model in one.teachers and key.startswith(KEPT):
+    if model in one.teachers and key.startswith(BESIDE_TEACHER):
         return f"{'a' if one.several else 'the'} teacher is what students are compared with"
     if key in model.entry["metrics"]:
         return f"not a finite number: {model.entry['metrics'][key]}"
