@@ -57,7 +57,8 @@ def table(one: Comparison, *, colours: dict[Path, int]) -> dict[str, Any]:
         cells = [metric_cell(one, model, key) for key in metrics] + [cost_cell(one, model, key) for key in costs]
         rows.append((model, colours.get(model.place), cells))
     beyond = [(key, [metric_cell(one, model, key) for model in one.models]) for key in more]
-    dashes = [cell.title for *_, cells in [*rows, *beyond] for cell in cells if not cell.text]
+    shown = [*(cells for _, _, cells in rows), *(cells for _, cells in beyond)]
+    dashes = [cell.title for cells in shown for cell in cells if not cell.text]
     absent: dict[str, list[str]] = {}  # why -> metrics that no model has
     for key in METRICS:
         if key not in used:
