@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from compress_ssl import backbones, distill, objectives, pretrain, pretraining
+from compress_ssl import backbones, benchmark, distill, objectives, pretrain, pretraining
 from compress_ssl.backbones import from_torchvision
 from compress_ssl.cli import FAMILIES, parse
 from compress_ssl.encoder import open_encoder
@@ -18,7 +19,8 @@ from compress_ssl.settings import build, gather
 FOLDER = Path(__file__).parents[1] / "configs"
 PRETRAINING = sorted(FOLDER.glob("pretrain_*.yaml"))
 LIKE = sorted(FOLDER.glob("*_like.yaml"))  # settings of others, to compare with
-FILES = sorted(set(FOLDER.glob("*.yaml")) - set(PRETRAINING) - set(LIKE))
+BENCHMARKS = sorted(FOLDER.glob("benchmark_*.yaml"))
+FILES = sorted(set(FOLDER.glob("*.yaml")) - set(PRETRAINING) - set(LIKE) - set(BENCHMARKS))
 PAIRS = ("moco_r50_to_alexnet", "moco_r50_to_r18", "moco_r50_to_mobilenet_v2", "swav_r50_to_r18",
          "simclr_r50x4_to_r50", "simclr_r50x4_to_alexnet")  # fmt: skip
 WIDTHS = {"alexnet": 4096, "r18": 512, "mobilenet_v2": 1280, "r50": 2048}  # of the paper's students
@@ -119,6 +121,23 @@ def test_the_setting_like_lightly_train_is_as_it_is_described():
     assert (config.mixing.kind, config.mixing.alpha, config.mixing.probability) == ("mixup", 1, 1)
     assert (config.optimizer.name, config.optimizer.weight_decay) == ("lars", 1e-6)
     assert config.optimizer.learning_rate == pytest.approx(1.8 * (config.training.batch_size / 1536) ** 0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.stem)
+def test_a_benchmark_opens_with_a_command_that_parses_and_has_cells_that_can_be_built(file):
+    """A night's matrix would be refused in the evening, or its last row in the morning."""
+    told = opening(file)
+    words = shlex.split(told.split("\n")[0])
+    assert words[:3] == ["compress-ssl", "benchmark", f"configs/{file.name}"]
+    config = parse(benchmark.Config, [str(file), *words[3:]], "compress-ssl benchmark")
+    assert str(config.out) == f"runs/{file.stem}"
+    assert re.search(r"^expected: .*not reproduced here", told, re.MULTILINE)
+    cells = benchmark.matrix_of(config, size=32, accelerator="cpu").cells()
+    count = int(re.search(r"^cost: .*?(\d+) trainings", told, re.MULTILINE)[1])
+    assert sum(cell.row != "random" for cell in cells) == count
+    for sweep in re.findall(r"^\{option: .*\}$", told, re.MULTILINE):
+        other = replace(config, sweep=yaml.safe_load(sweep))
+        assert benchmark.matrix_of(other, size=32, accelerator="cpu").cells()
 
 
 def test_every_method_has_a_recipe_for_every_data_set():

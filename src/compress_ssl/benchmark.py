@@ -31,7 +31,7 @@ from compress_ssl.device import open_device
 from compress_ssl.encoder import costs, open_encoder
 from compress_ssl.evaluate import Protocols, open_data
 from compress_ssl.matrix import pages, results
-from compress_ssl.matrix.cell import SCORES, Bench, read_scores
+from compress_ssl.matrix.cell import SCORES, Bench, now, read_scores
 from compress_ssl.matrix.crew import Crew, Job
 from compress_ssl.matrix.plan import Cell, Matrix, Sweep, Views
 from compress_ssl.matrix.summary import heading, summaries
@@ -64,7 +64,8 @@ class Config:
     results: tuple[Path, ...] = ()  # instead of all else: tables and figures of these results.csv
     # in a file: options of `distill` for all rows, dotted or in groups; a row of the frame takes those `pretrain` has
     common: Rows = field(default_factory=dict)
-    # in a file: name of the row -> options of `distill`; the objective is called like the row if it has no other name
+    # in a file: name of the row -> options of `distill`, and views, if others than those above; the objective is called
+    # like the row if it has no other name
     objectives: Rows = field(default_factory=dict)
     # in a file: rows without a teacher -> options of `pretrain`: alone (SimCLR) or a method's name; random: untrained
     frame: Rows = field(default_factory=dict)
@@ -87,21 +88,7 @@ def run(config: Config) -> Path:
         evaluations.find(evaluation)
     devices = _devices(config.devices)
     about = _about(str(config.teacher))
-    sweep = None if config.sweep is None else _sweep(config.sweep)
-    matrix = Matrix(
-        data=str(config.data),
-        teacher=str(config.teacher),
-        out=config.out,
-        students=config.students,
-        seeds=config.seeds,
-        views=config.views,
-        common=config.common,
-        objectives=config.objectives,
-        frame=config.frame,
-        sweep=sweep,
-        size=about.pop("size"),
-        accelerator=devices[0].partition(":")[0],
-    )
+    matrix = matrix_of(config, size=about.pop("size"), accelerator=devices[0].partition(":")[0])
     cells = matrix.cells()
     rows = list(dict.fromkeys(cell.row for cell in cells))
     for row in config.only:
@@ -144,7 +131,7 @@ def run(config: Config) -> Path:
                 if outcome.trouble is not None:
                     raise Refusal(f"expected scores of the teacher, got: {outcome.trouble}: see "
                                   f"{config.out / 'teacher' / 'scores.log'}")  # fmt: skip
-            progress = _Progress(console, len(jobs), at_once=len(devices))
+            progress = _Progress(console, len(jobs))
             for number, outcome in crew.do(jobs):
                 if outcome.stopped:
                     continue
@@ -165,6 +152,24 @@ def run(config: Config) -> Path:
         raise Refusal(f"expected all of {len(chosen)} runs to finish, got {len(failed)} that did not; the tables are "
                       f"of the others, and the same command tries again\n{told}")  # fmt: skip
     return config.out
+
+
+def matrix_of(config: Config, *, size: int | None, accelerator: str) -> Matrix:
+    """What the file and the flags ask for; see Matrix."""
+    return Matrix(
+        data=str(config.data),
+        teacher=str(config.teacher),
+        out=config.out,
+        students=config.students,
+        seeds=config.seeds,
+        views=config.views,
+        common=config.common,
+        objectives=config.objectives,
+        frame=config.frame,
+        sweep=None if config.sweep is None else _sweep(config.sweep),
+        size=size,
+        accelerator=accelerator,
+    )
 
 
 def from_results(config: Config, console: Console) -> Path:
@@ -210,18 +215,19 @@ def write(out: Path, found: Sequence[results.Result], missing: Sequence[str], *,
 class _Progress:
     """A line each finished run, with the time that is left."""
 
-    def __init__(self, console: Console, count: int, *, at_once: int):
-        self.console, self.count, self.at_once = console, count, at_once
-        self.done, self.took, self.start = 0, 0, time.monotonic()
+    def __init__(self, console: Console, count: int):
+        self.console, self.count, self.done, self.worked = console, count, 0, 0
+        self.start, self.clock = time.monotonic(), now()
 
     def tell(self, cell: Cell, scores: dict[str, Any] | None, trouble: str | None) -> None:
         self.done += 1
+        self.worked += scores is None or scores["scored"] >= self.clock  # not those that were finished before
         what = f"failed: {trouble}"
         if scores is not None:
             shown = [f"{heading(name)} {100 * value:.1f}" for name, value in scores["metrics"].items()]
             what = " · ".join(shown[:4])
-        seconds = (time.monotonic() - self.start) / self.done * (self.count - self.done)
-        left = f" · {seconds / 60:.0f} min left" if self.done < self.count else ""
+        seconds = (time.monotonic() - self.start) / max(1, self.worked) * (self.count - self.done)
+        left = f" · {seconds / 60:.0f} min left" if self.done < self.count and self.worked else ""
         self.console.print(f"[{self.done}/{self.count}] {cell.told}: {what}{left}", highlight=False, markup=False)
 
 

@@ -143,7 +143,7 @@ class Bench:
             "config": _compared(config),
             "hardware": here["hardware"],
             "versions": here["versions"],
-            "scored": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "scored": now(),
         }
         write_atomically(file, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
         if not self.keep_checkpoints:
@@ -201,6 +201,10 @@ class Bench:
     def _skip(self, cell: Cell) -> Callable[[Skipped], Any]:
         strict = getattr(cell.config, "strict", False)
         return refuse_skipped if strict else lambda skipped: print(f"skipped {skipped.id}: {skipped.kind}")
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def read_scores(file: Path) -> dict[str, Any]:

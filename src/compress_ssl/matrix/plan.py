@@ -138,13 +138,15 @@ class Matrix:
         return self.sweep.values
 
     def _distilled(self, row: str, common: dict[str, Any], options: dict[str, Any], value: Any) -> Cell:
-        where, views, setting = f"objectives.{row}", self.views, ""
+        where, setting = f"objectives.{row}", ""
+        views = _views(options.get("views", self.views), where)
+        options = {name: value for name, value in options.items() if name != "views"}
         layers = [common, _with_name(options, "objective", row)]
         option = "" if value is None or self.sweep is None else self.sweep.option
         if option:
             setting, where = written(value), f"{where} with {option} {written(value)}"
             if option == "views":
-                views = _views(value)
+                views = _views(value, where)
             else:
                 layers.append(_nested({option.replace("-", "_"): value}, where))
         config = self._build(distill.Config, layers, where)
@@ -281,7 +283,7 @@ def _with_name(options: dict[str, Any], family: str, name: str) -> dict[str, Any
     return {**options, family: {"name": name, **group}}
 
 
-def _views(value: Any) -> Views:
+def _views(value: Any, where: str) -> Views:
     if value in (LIVE, CACHED) or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
         return value
-    raise Refusal(f"views expected live, cached or a number, got {value!r}: correct it")
+    raise Refusal(f"{where}: views expected live, cached or a number from 0 up, got {value!r}: correct it")
