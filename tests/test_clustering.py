@@ -117,6 +117,47 @@ def test_more_attempts_never_give_looser_clusters() -> None:
     assert tightness[0] >= tightness[1] >= tightness[2]
 
 
+def test_a_start_on_a_sample_gives_clusters_as_tight_as_one_on_all_rows() -> None:
+    """A thousand classes would be clustered worse than ten, or in an hour."""
+    from sklearn.cluster import KMeans
+
+    generator = np.random.default_rng(0)
+    rows = (unit(37, 13)[generator.integers(0, 37, 3001)] + 0.1 * unit(3001, 13, seed=1)).astype(np.float32)
+    options = {"clusters": 37, "iterations": 20, "start": "k-means++", "attempts": 3}
+    sampled, judged, drawn = [], [], []
+    for seed in range(3):
+        centroids, assignments = k_means(rows, seed=seed, start_pairs=37 * 300, **options)
+        np.testing.assert_array_equal(assign(rows, centroids), assignments)
+        assert centroids.shape == (37, 13)
+        sampled.append(within(rows, centroids, assignments))
+        judged.append(KMeans(37, n_init=3, max_iter=20, random_state=seed).fit(rows).inertia_)
+        drawn.append(KMeans(37, init="random", n_init=1, max_iter=20, random_state=seed).fit(rows).inertia_)
+    assert np.mean(sampled) < 1.05 * np.mean(judged)
+    assert np.mean(drawn) > 1.1 * np.mean(judged)  # so that the start matters here
+
+
+def test_small_tables_start_from_all_rows_and_random_starts_always_do() -> None:
+    """Published numbers would change with a constant that is about speed."""
+    rows = unit(211, 7)
+    options = {"clusters": 11, "iterations": 20, "seed": 0, "attempts": 2}
+    everything = k_means(rows, start="k-means++", start_pairs=211 * 11, **options)[0]
+    np.testing.assert_array_equal(k_means(rows, start="k-means++", **options)[0], everything)
+    assert (k_means(rows, start="k-means++", start_pairs=1, **options)[0] != everything).any()
+    paper = k_means(rows, start="random", **options)[0]
+    np.testing.assert_array_equal(k_means(rows, start="random", start_pairs=1, **options)[0], paper)
+
+
+def test_stored_half_precision_rows_are_clustered_in_single_precision() -> None:
+    """A float16 table of ImageNet would be copied in float64: 5 GB."""
+    rows = unit(101, 7).astype(np.float16)
+    options = {"clusters": 5, "iterations": 20, "seed": 0, "start": "k-means++", "attempts": 1}
+    centroids, assignments = k_means(rows, **options)
+    expected = k_means(rows.astype(np.float32), **options)
+    assert centroids.dtype == np.float32
+    np.testing.assert_array_equal(centroids, expected[0])
+    np.testing.assert_array_equal(assignments, expected[1])
+
+
 def test_a_seed_repeats_and_another_seed_differs() -> None:
     """Nobody could reproduce a table of results."""
     rows = unit(101, 7)

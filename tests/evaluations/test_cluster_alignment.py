@@ -76,8 +76,8 @@ def test_a_thousand_classes_of_one_image_each_will_do() -> None:
     assert found == {"cluster_alignment": 1.0}
 
 
-@pytest.mark.parametrize("wrong", [{"iterations": 0}, {"attempts": 0}, {"repeats": 0}])
+@pytest.mark.parametrize("wrong", [{"iterations": 0}, {"attempts": 0}, {"repeats": 0}, {"start_pairs": 0}])
 def test_counts_start_at_one(wrong: dict[str, int]) -> None:
     """The mean over no repeats is not a number."""
-    with pytest.raises(Refusal, match="expected iterations, attempts and repeats from 1 up, got "):
+    with pytest.raises(Refusal, match="expected iterations, attempts, repeats and start_pairs from 1 up, got "):
         Config(**wrong)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compress_ssl.embeddings import Embeddings
-from compress_ssl.evaluations import Embedded
+from compress_ssl.evaluations import Embedded, linear_probe
 from compress_ssl.evaluations.linear_probe import (
     Config,
     evaluate,
@@ -85,6 +85,43 @@ def test_stopping_short_of_the_optimum_is_told() -> None:
     rows, targets = problem(count=503, width=23)
     with pytest.warns(RuntimeWarning, match="stopped short of its optimum after 2 iterations"):
         solve(rows, targets, weight_decay=1e-4, iterations=2)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_large_table_is_solved_in_few_passes_to_within_thousandths(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The linear row of a large data set would take days, or be that of a solver that was in a hurry."""
+    rows, targets = problem(count=4001, width=47, classes=31, seed=seed)
+    passes: list[int] = []
+    plain = linear_probe._cross_entropy
+
+    def counted(*given: torch.Tensor) -> tuple[float, np.ndarray, np.ndarray]:
+        passes.append(len(given[0]))
+        return plain(*given)
+
+    def loss(weight: np.ndarray, bias: np.ndarray) -> float:
+        logits = rows.astype(np.float64) @ weight.T + bias
+        entropy = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(rows)), targets]
+        return entropy.mean() + 1e-4 / 2 * (weight**2).sum()
+
+    monkeypatch.setattr(linear_probe, "_cross_entropy", counted)
+    best = solve(rows, targets, weight_decay=1e-4)
+    needed = len(passes)
+    hasty = solve(rows, targets, weight_decay=1e-4, to_the_end=rows.size * 31 - 1)
+    assert len(passes) - needed < needed / 2
+    assert 0 < loss(*hasty) - loss(*best) < 5e-3
+    right, hastily_right = (np.mean((rows @ w.T + b).argmax(axis=1) == targets) for w, b in (best, hasty))
+    assert abs(right - hastily_right) < 0.01
+    same = solve(rows, targets, weight_decay=1e-4, to_the_end=rows.size * 31)
+    np.testing.assert_array_equal(same[0], best[0])
+
+
+def test_stopping_short_is_told_of_a_large_table_too() -> None:
+    """Whoever sets a limit would not learn that it was too low."""
+    rows, targets = problem(count=503, width=23)
+    with pytest.warns(RuntimeWarning, match="stopped short of its optimum after 2 iterations"):
+        solve(rows, targets, weight_decay=1e-4, iterations=2, to_the_end=1)
 
 
 def test_rows_are_standardised_as_by_scikit_learn() -> None:

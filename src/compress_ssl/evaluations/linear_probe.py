@@ -4,8 +4,9 @@ Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, "Linear": unit rows,
 per-dimension mean and variance, one linear layer, SGD on random views.
 Two protocols. "paper" is that one: it embeds the train images anew for every epoch, and needs `Embedded.augmented`.
 "stored" fits the same loss to the stored rows of the evaluation view and solves it to its optimum by L-BFGS, so there
-is no learning rate, order or number of epochs to it, and two machines agree. Without random views it sees less data:
-compare models under one protocol.
+is no learning rate, order or number of epochs to it, and two machines agree. Where rows × dimensions × classes exceed
+`to_the_end` it stops some thousandths of a nat above the optimum (`softmax_regression` says what that costs). Without
+random views it sees less data: compare models under one protocol.
 Differs from the paper: both standardise with the statistics of the evaluation view, so that train and test rows go
 through one map; the layer starts at zero, the loss being convex.
 """
@@ -28,6 +29,8 @@ from compress_ssl.metrics import accuracy
 from compress_ssl.refusal import Refusal
 
 CHUNK = 4096  # images whose logits are held at once
+TO_THE_END = 2**33  # images × dimensions × classes up to which the regression is solved to the last digit
+SETTLED = 1e-3  # above, it ends when five steps together lower the loss by less than this share of it
 CONSTANT = 1e-6  # standard deviation below which a dimension of unit rows is rounding noise and stays unscaled
 
 
@@ -35,6 +38,9 @@ CONSTANT = 1e-6  # standard deviation below which a dimension of unit rows is ro
 class Config:
     protocol: Literal["stored", "paper"] = "stored"
     weight_decay: float = 1e-4  # times half the squared weights; "paper" also decays the bias, as plain SGD does
+    to_the_end: int = (
+        TO_THE_END  # rows × dimensions × classes up to which "stored" reaches the optimum to the last digit
+    )
     # what follows concerns "paper" only
     epochs: int = 40
     batch_size: int = 256
@@ -75,7 +81,13 @@ def evaluate(embedded: Embedded, config: Config) -> dict[str, float]:
         weight, bias = sgd_regression(views, targets, classes=len(classes), config=config)
     else:
         standardised = (rows - mean).mul_(scale)
-        weight, bias = softmax_regression(standardised, targets, classes=len(classes), weight_decay=config.weight_decay)
+        weight, bias = softmax_regression(
+            standardised,
+            targets,
+            classes=len(classes),
+            weight_decay=config.weight_decay,
+            to_the_end=config.to_the_end,
+        )
     logits = functional.linear((tensor(test.rows, device=device) - mean).mul_(scale), weight, bias)
     return {"linear_probe": accuracy(classes[logits.argmax(dim=1).cpu().numpy()], test.labels)}
 
@@ -95,7 +107,13 @@ def standardiser(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def softmax_regression(
-    rows: Tensor, targets: Tensor, *, classes: int, weight_decay: float, iterations: int = 1000
+    rows: Tensor,
+    targets: Tensor,
+    *,
+    classes: int,
+    weight_decay: float,
+    iterations: int = 1000,
+    to_the_end: int = TO_THE_END,
 ) -> tuple[Tensor, Tensor]:
     """The minimum of mean cross-entropy + weight_decay / 2 · ‖weight‖², the bias being free.
 
@@ -104,21 +122,31 @@ def softmax_regression(
     features (D = 512) of real images that takes 56 passes over the rows instead of 270. Products are in float32, sums
     in float64; the loss ends within 2e-8 of a float64 solution and one of 10 000 predictions differs from it.
 
+    A pass takes 4 N D C operations: 2.6e12 for ImageNet. Where N · D · C exceeds `to_the_end` (50 000 images, D = 512,
+    335 classes), the descent stops when five steps together lower the loss by less than a thousandth, which leaves it
+    some thousandths of a nat above its minimum and spares more than half of the passes. Measured on 16 000 synthetic
+    rows of 40 classes that overlap (D = 48): 31 passes instead of 190, loss 0.8258 instead of 0.8242, accuracy on 4000
+    others 0.7865 instead of 0.7860, which it also was, within 0.001, after every 5th pass from the 15th on. Starting
+    from a solution on a part of the rows spares nothing: a quarter's lies further off (0.24 nats) than ten passes do.
+
     Args:
         rows: (N, D) float32, standardised; not changed.
         targets: (N,) int64 in [0, classes).
         weight_decay: above 0.
         iterations: at most so many; a warning tells when they do not suffice.
+        to_the_end: N · D · C up to which the optimum is reached to the last digit.
     Returns: weight (classes, D) and bias (classes,), float32.
     """
     from scipy.linalg import cholesky, solve_triangular
-    from scipy.optimize import minimize
+    from scipy.optimize import OptimizeResult, minimize
 
     count, width = rows.shape
     moments = sum((part.T @ part).double() for part in rows.split(CHUNK)) / count
     curvature = torch.as_tensor(moments).cpu().numpy() / 4
     # the floor keeps float32 noise in the moments from making the matrix indefinite; it moves no optimum
     factor = cholesky(curvature + max(weight_decay, 1e-4) * np.eye(width), lower=True)
+    large = count * width * classes > to_the_end
+    losses: list[float] = []
 
     def unfold(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         free = point.reshape(classes, width + 1)
@@ -131,14 +159,23 @@ def softmax_regression(
         value = entropy + weight_decay / 2 * float(np.square(weight).sum())
         return value, np.concatenate([slope, bias_slope[:, None]], axis=1).ravel()
 
+    def settled() -> bool:
+        return large and len(losses) > 5 and losses[-6] - losses[-1] < SETTLED * losses[-1]
+
+    def after_a_step(intermediate_result: OptimizeResult) -> None:
+        losses.append(intermediate_result.fun)
+        if settled():
+            raise StopIteration
+
     solution = minimize(
         loss,
         np.zeros(classes * (width + 1)),
         jac=True,
         method="L-BFGS-B",
+        callback=after_a_step,
         options={"maxiter": iterations, "maxfun": 4 * iterations, "ftol": 1e-9, "gtol": 1e-7},
     )
-    if np.linalg.norm(solution.jac) > 1e-2:  # usually 1e-5 … 1e-4
+    if np.linalg.norm(solution.jac) > 1e-2 and not settled():  # usually 1e-5 … 1e-4
         warnings.warn(
             f"linear probe: the regression stopped short of its optimum after {solution.nit} iterations "
             f"(gradient {np.linalg.norm(solution.jac):.1e}): {solution.message}",
