@@ -25,6 +25,7 @@ from compress_ssl.neighbours import nearest_neighbours, own_positions
 from compress_ssl.refusal import Refusal, nearest
 
 SPREADS = ("_std", "_interval")  # ends of names: how much the metric of the name before varies over repeats
+AT_LEAST = 50  # neighbours searched for, as many as neighbour_overlap will ask for after nearest_neighbour's 20
 SAME_ROW = 1e-4  # 1 - cosine of one image embedded twice; batches of another size change a row by 1e-6
 
 
@@ -76,11 +77,12 @@ class Embedded:
             own: (Q,) where in `train` the query's own image is, -1 where it is not; never returned.
         Returns: (Q, K) int64 positions in `train`; not to be written to.
         """
-        known = self._searched
+        known, own = self._searched, own.cpu()
         if not known or known["asked"] < count or not torch.equal(known["own"], own):
             queries, gallery = (tensor(split.rows, device=self.device) for split in (self.test, self.train))
-            found = nearest_neighbours(queries, gallery, count=count, own=own.to(self.device))[1].cpu().numpy()
-            known.update(asked=count, own=own, found=found)
+            most = max(count, AT_LEAST)
+            found = nearest_neighbours(queries, gallery, count=most, own=own.to(self.device))[1].cpu().numpy()
+            known.update(asked=most, own=own, found=found)
         return known["found"][:, :count]
 
     @cached_property
