@@ -31,7 +31,7 @@ from compress_ssl.processes import everywhere, on_first, on_this_machine
 from compress_ssl.projector import About, ProjectorConfig, shape
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
-from compress_ssl.scorer import Scorer, judged_by, settle_temperatures, temperatures_told
+from compress_ssl.scorer import Scorer, judged_by, settle_centres, settle_temperatures, temperatures_told
 from compress_ssl.settings import Flat
 from compress_ssl.stored import refuse_too_large
 from compress_ssl.stored_teacher import StoredConfig
@@ -54,8 +54,8 @@ class Config:
     student: str = "timm/resnet18"  # timm/NAME, torchvision/NAME, a run folder; random weights unless it has @weights
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …; labels are never trained on
     out: Path  # the run folder
-    # a file of objectives/: compress_2q, compress_1q, seed, crd, …; --objective NAME --help lists what else each takes
-    objective: Any = field(default_factory=lambda: objectives.find("compress_2q").Config())
+    # a file of objectives/: compress, compress_1q, compress_2q, seed, crd, …; --objective NAME --help lists its options
+    objective: Any = field(default_factory=lambda: objectives.find("compress").Config())
     teacher_weights: tuple[float, ...] = ()  # what each teacher's loss counts, divided by their sum; none: all alike
     projector: ProjectorConfig = ProjectorConfig()  # between the student's features and what is compared
     ids: Path | None = None  # text file with the image ids of a .npy of vectors given as --teacher, one a line
@@ -110,7 +110,9 @@ def run(config: Config) -> Path:
     objective, projected = _objective(config, encoder, teachers, shares, len(images), fabric)
     refuse_parts(objective, accumulate=config.training.accumulate)
     judges = on_first(fabric, lambda: judged_by(teachers, watched))
+    settle_centres(objective, judges, fabric)
     automatic = settle_temperatures(objective, judges, fabric)
+    fill_stored(objective, teachers, fabric)
     projectors = [about.shape.build() for about in projected]
     sides = [member.token_side for member in objective if getattr(member, "tokens", False)]
     student = (
@@ -279,6 +281,14 @@ class Step:
         return rehearse
 
 
+def fill_stored(objective: Weighted, teachers: Teachers, fabric: Fabric) -> None:
+    """Give the objectives whose anchors are their teacher's stored rows all of them."""
+    for member, teacher in zip(objective, teachers, strict=True):
+        if member.stored_anchors:
+            for index, target in teacher.stored():
+                member.fill(target.to(fabric.device), index.to(fabric.device))
+
+
 def fit_targets(objective: Weighted, teachers: Teachers, images: ImageSet, fabric: Fabric) -> None:
     """Let objectives look at all of their teacher's rows once, in the first process; the others take what it found."""
     for whole, teacher in zip(objective, teachers, strict=True):
@@ -323,7 +333,7 @@ def changed_colours(config: Config, fabric: Fabric, step: int) -> colour.Change 
 def _objective(
     config: Config, encoder: Encoder, teachers: Teachers, shares: list[float], images: int, fabric: Fabric
 ) -> tuple[Weighted, list[About]]:
-    """One objective for each teacher, with its stored anchors if it has any, and the projector that leads to it."""
+    """One objective for each teacher, and the projector that leads to it."""
     module = objectives.find(config.objective.name)
     space, members, projected, widths = objectives.space_of(config.objective), [], [], []
     asked = objectives.projector_of(config.objective, config.projector)
@@ -340,8 +350,7 @@ def _objective(
             group=torch.distributed.group.WORLD if fabric.world_size > 1 else None,
         )
         if objective.stored_anchors:
-            for index, target in teacher.stored():
-                objective.fill(target.to(fabric.device), index.to(fabric.device))
+            teacher.stored()  # refused now if nothing is stored; filled when the centre is known
         trained = getattr(objective, "trained", None)
         if trained is not None:
             trained.to(fabric.device)

@@ -93,7 +93,7 @@ class Config:
     views: int = 4  # forecast a table with so many random views of each training image, see embed --views
     batch_size: int = 256  # forecast a training with batches of so many images
     # compress_1q, compress_2q or regression; --objective NAME --help lists what else each takes
-    objective: Any = field(default_factory=lambda: objectives.find("compress_2q").Config())
+    objective: Any = field(default_factory=lambda: objectives.find("compress").Config())
     optimizer: OptimizerConfig = OptimizerConfig()
     teacher_size: int | None = None  # pixels of the teacher's input; None: its own
     student_size: int | None = None  # pixels of the student's input; None: the teacher's, where it has one

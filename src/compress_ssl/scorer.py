@@ -41,6 +41,25 @@ def judged_by(teachers: Teachers, watched: Splits) -> list[Embedded]:
     return [Embedded(train=one.embeddings(watched.train), test=one.embeddings(watched.test)) for one in teachers]
 
 
+def settle_centres(objective: Weighted, judges: list[Embedded] | None, fabric: Fabric) -> None:
+    """Tell each objective that asks for it (`centre_on`) the mean of its teacher's rows of the gallery. Every process
+    must call it.
+
+    Args:
+        judges: in the first process.
+    """
+    asking = [(number, leaf) for number, one in enumerate(objective) for leaf in leaves(one).values()
+              if hasattr(leaf, "centre_on")]  # fmt: skip
+
+    def found() -> list[torch.Tensor]:
+        assert judges is not None
+        return [_rows(judges[number])[1].double().mean(dim=0).float() for number, _ in asking]
+
+    if asking:
+        for (_, leaf), mean in zip(asking, fabric.broadcast(on_first(fabric, found) or []), strict=True):
+            leaf.centre_on(mean)
+
+
 def settle_temperatures(objective: Weighted, judges: list[Embedded] | None, fabric: Fabric) -> bool:
     """Give each objective whose temperature is `auto` that of its teacher: at it, held-out rows have a share of the
     gallery as neighbours. Every process must call it.
@@ -58,7 +77,7 @@ def settle_temperatures(objective: Weighted, judges: list[Embedded] | None, fabr
 
     def found() -> list[float]:
         assert judges is not None
-        rows = [(*_rows(judges[number]), leaf.config.perplexity) for number, leaf in automatic]
+        rows = [(*_seen(leaf, judges[number]), _share(leaf, judges[number])) for number, leaf in automatic]
         return [calibrate(queries, gallery, share=share).temperature for queries, gallery, share in rows]
 
     if automatic:
@@ -74,7 +93,7 @@ def temperatures_told(objective: Weighted, judges: list[Embedded], names: Sequen
         for term, leaf in leaves(one).items():
             if getattr(leaf.config, "temperature", None) != "auto":
                 continue
-            share = perplexity_share(*_rows(judge), temperature=leaf.temperature)
+            share = perplexity_share(*_seen(leaf, judge), temperature=leaf.temperature)
             neighbours = f"perplexity {share * leaf.bank.size:.0f} among {leaf.bank.size} anchors ({share:.1%})"
             whose = " ".join(part for part in ("" if len(names) == 1 else name, term) if part)
             told.append(f"{f'{whose}: ' if whose else ''}temperature {leaf.temperature:g}: {neighbours}")
@@ -211,6 +230,17 @@ class Scorer:
         student = models.pop("student")
         self.judges = {name: replace(model, teacher=replace(model, teacher=None)) for name, model in models.items()}
         return student
+
+
+def _seen(leaf: Any, judge: Embedded) -> list[torch.Tensor]:
+    """Held-out rows and gallery of a teacher as the objective compares them."""
+    seen = getattr(leaf, "seen", lambda rows: rows)
+    return [seen(rows) for rows in _rows(judge)]
+
+
+def _share(leaf: Any, judge: Embedded) -> float:
+    """Of the anchors, how many are to be neighbours."""
+    return leaf.share_of(len(judge.train.rows)) if hasattr(leaf, "share_of") else leaf.config.perplexity
 
 
 def _rows(judge: Embedded) -> tuple[torch.Tensor, torch.Tensor]:

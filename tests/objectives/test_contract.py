@@ -33,6 +33,8 @@ def make(module: ModuleType, *, seed: int = 0, images: int = IMAGES, device: str
     objective = module.Objective(
         config, width=width, target_width=TARGET_WIDTH, images=images, device=device, seed=seed
     )
+    if objective.temperature == "auto":
+        objective.temperature = 0.07  # before the first step it is a number
     if getattr(objective, "tokens", False):
         objective.token_side = 2
     if getattr(objective, "fits_targets", False):

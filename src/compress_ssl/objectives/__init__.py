@@ -28,6 +28,9 @@ What only some need, and others leave out:
                           (patch_tokens.py); token_side is set before the first step, T is its square; live teachers
     within_batch          True: the images of a batch are compared with one another, those of all processes
                           (whole_batch.py), so that it is not the mean of its parts' losses: --accumulate is refused
+    share_of              share_of(count) -> share of so many anchors that `auto` makes neighbours; or config.perplexity
+    centre_on, seen       centre_on(mean) is called before the first step with the mean (D_t,) of the teacher's rows of
+                          the gallery; seen(rows) gives rows as they are compared, for `auto` temperatures
 """
 
 from __future__ import annotations

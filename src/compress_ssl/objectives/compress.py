@@ -1,0 +1,132 @@
+"""CompRess-1q at a temperature found for the teacher: the default. Two more changes of 1q can be switched on.
+
+Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 3 (1q). The temperature is that at which a row has 2 %
+of the anchors as neighbours (calibration.py), so one default suits any teacher. What was measured for it, and what did
+not help on both data sets and is therefore off: docs/results/compress.md.
+Off by default: with m the mean of the teacher's rows,
+
+    t' = (t - m) / |t - m|      a_j' likewise      centre mean: compared are t' and a_j'
+    a_0' = t'                                      own_anchor compared: the query's own row is one more anchor
+    L = mean_i KL( softmax_j(t'·a_j' / τ) || softmax_j(q·a_j' / τ) )
+
+The own anchor is that of Fang et al., SEED, ICLR 2021, Sec. 3.2, here at the one temperature of both sides.
+Relations: with `temperature 0.04` it is compress_1q to the last bit.
+With `centre mean` the student's projector leads into the centred space. An index of the teacher's plain unit rows can
+still be queried by dot product, for q·t = q·(t - m) + q·m, where the last term is the same for all; only |t - m| is
+then not divided out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn import functional
+
+from compress_ssl.bank import BankConfig, open_bank
+from compress_ssl.calibration import Temperature
+from compress_ssl.refusal import Refusal
+from compress_ssl.similarity import anchor_kl, refuse_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(BankConfig):
+    """Defaults chosen on two data sets, docs/results/compress.md."""
+
+    name: str = "compress"
+    temperature: Temperature = "auto"  # divides similarities, both sides; auto: by perplexity
+    centre: Literal["none", "mean"] = "none"  # what is taken from the teacher's rows before they are compared
+    own_anchor: Literal["left_out", "compared"] = "left_out"  # the query's own target, beside those of the bank
+    anchors: Literal["recent", "stored"] = "recent"  # stored: the whole table of a stored teacher, whatever bank_size
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.anchors == "stored" and self.start == "random":
+            raise Refusal("--objective.anchors stored expected --objective.start empty, got random: leave one out")
+
+
+class Objective:
+    """A bank of targets, and the divergence of a batch over it."""
+
+    momentum: float | None = None  # anchors are the teacher's: no keys are needed
+    space = "teacher"
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        width: int,
+        target_width: int,
+        images: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        group: ProcessGroup | None = None,
+    ):
+        del width  # the teacher's: a projector has brought it there
+        refuse_path(config.path, device, config.temperature)
+        self.config = config
+        self.temperature = config.temperature  # a number before the first step: see calibration
+        self.centre = torch.zeros(target_width, device=device)
+        self.stored_anchors = config.anchors == "stored"
+        if self.stored_anchors:
+            config = replace(config, bank_size=images)
+        self.bank = open_bank(config, {"target": target_width}, images=images, device=device, seed=seed, group=group)
+
+    def centre_on(self, mean: Tensor) -> None:
+        """Take the mean (D_t,) of the teacher's unit rows; before the first step."""
+        if self.config.centre == "mean":
+            self.centre = mean.to(self.centre)
+
+    def share_of(self, anchors: int) -> float:
+        """Share of so many anchors that are to be neighbours: the perplexity asked for, of few images two at least."""
+        return max(self.config.perplexity, min(2 / anchors, 0.99))
+
+    def seen(self, rows: Tensor) -> Tensor:
+        """(N, D_t) unit rows of the teacher -> as they are compared, (N, D_t) float32 unit rows.
+
+        A row that is the mean itself, to the last digits, comes out as zeros: equally far from all anchors.
+        """
+        if self.config.centre == "none":
+            return rows.float()
+        return functional.normalize(rows.float() - self.centre.to(rows.device), dim=1)
+
+    def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        """(B, D_t) projected unit rows with gradient, (B, D_t) unit rows, (B,) samples -> scalar in nats."""
+        masked = self.config.same_image == "mask"
+        anchors, target = self.bank.anchors("target"), self.seen(target.detach())
+        return anchor_kl(
+            query,
+            anchors,
+            target,
+            anchors,
+            temperature=float(self.temperature),
+            index=index if masked else None,
+            anchor_index=self.bank.index if masked else None,
+            own=(target, target) if self.config.own_anchor == "compared" else None,
+            group=self.bank.group,
+            path=self.config.path,
+        )
+
+    def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:
+        """Write the targets of the batch, that of all processes, into the bank; to be called after backward."""
+        del key
+        if not self.stored_anchors:
+            self.bank.write(index, target=self.seen(target))
+
+    def fill(self, target: Tensor, index: Tensor) -> None:
+        """Take (B, D_t) stored targets as anchors, for good; call it until the table is in, after `centre_on`."""
+        self.bank.write(index, target=self.seen(target))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Without anchors that a table holds already."""
+        bank = {} if self.stored_anchors else self.bank.state_dict()
+        return bank | {"temperature": self.temperature, "centre": self.centre}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not self.stored_anchors:
+            self.bank.load_state_dict(state)
+        self.temperature = state["temperature"]
+        self.centre = state["centre"].to(self.centre)
