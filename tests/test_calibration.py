@@ -57,6 +57,13 @@ def test_a_sample_of_the_anchors_serves_for_all_of_them() -> None:
     assert part == pytest.approx(whole, rel=0.03)
 
 
+@pytest.mark.parametrize("count", [48, 49, 98, 103])
+def test_two_neighbours_of_any_number_of_images_can_be_asked_for(count: int) -> None:
+    """A gallery of 49 would be refused, as too small for 2 / 49 of it, where 48 and 50 are not."""
+    queries, anchors = rows(5, seed=1, positive=True), rows(count, seed=2, positive=True)
+    assert calibrate(queries, anchors, share=2 / count).share * count == pytest.approx(2, rel=2e-3)
+
+
 def test_what_cannot_be_calibrated_is_refused() -> None:
     """A temperature out of thin air would be trained with for days."""
     queries, anchors = rows(5, seed=1, positive=True), rows(99, seed=2, positive=True)

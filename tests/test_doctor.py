@@ -120,7 +120,8 @@ def test_files_of_one_size_are_read_whole_only_if_their_middle_agrees(tmp_path, 
 
 def test_teacher_and_student_are_those_that_distill_would_take(photos, capsys):
     """Numbers about other images, another input or another bank would be advice for another training."""
-    found = examined(capsys, "--data", str(photos), *MODELS, "--objective.temperature", "auto")
+    objective = ["--objective", "compress_2q", "--objective.temperature", "auto"]
+    found = examined(capsys, "--data", str(photos), *MODELS, *objective)
     assert set(found) == {
         "data", "teacher", "student", "speed", "forecast", "advice", "left_out"
     }  # fmt: skip
@@ -157,6 +158,14 @@ def test_teacher_and_student_are_those_that_distill_would_take(photos, capsys):
     assert forecast["memory"]["whole"] == sum(forecast["memory"][part] for part in ("weights", "activations", "bank"))
     assert forecast["memory"]["weights"] == 4 * (4 * student["parameters"] + teacher["parameters"])
     assert found["left_out"] == []
+
+
+def test_of_few_images_two_neighbours_are_found_as_the_default_objective_does(photos, capsys):
+    """`distill` would find a temperature for a handful of pictures that `doctor` said there is none for."""
+    teacher = examined(capsys, "--data", str(photos), *MODELS)["teacher"]
+    assert teacher["temperature"]["why_not"] is None
+    assert 0 < teacher["temperature"]["suggested"] < 100
+    assert teacher["temperature"]["share"] * teacher["gallery"] == pytest.approx(2, rel=2e-3)
 
 
 def test_the_same_seed_finds_the_same(photos, capsys):

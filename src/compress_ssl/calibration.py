@@ -59,7 +59,7 @@ def calibrate(rows: Tensor, anchors: Tensor, *, share: float) -> Calibration:
         share: in (0, 1).
     Raises: Refusal if the sample is too small for the share, or no temperature in [0.001, 100] gives it.
     """
-    if len(rows) == 0 or share * len(anchors) < 2:
+    if len(rows) == 0 or share * len(anchors) < 2 - 1e-9:  # 2 / 49 of 49 is a little less than 2
         raise Refusal(
             f"--objective.temperature auto expected at least {math.ceil(2 / share)} images to look for neighbours "
             f"among, got {len(anchors)}: give a temperature, a larger --objective.perplexity or a larger --gallery"

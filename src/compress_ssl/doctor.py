@@ -266,9 +266,10 @@ def _space(judge: Embedded, seed: int) -> dict[str, Any]:
 
 def _temperature(config: Config, judge: Embedded) -> dict[str, Any]:
     """What `--objective.temperature auto` would choose, and how many neighbours the paper's value gives."""
-    usual, share = BankConfig.temperature, getattr(config.objective, "perplexity", BankConfig.perplexity)
+    usual = BankConfig.temperature
     assert isinstance(usual, float)
     queries, gallery = torch.from_numpy(judge.test.rows), torch.from_numpy(judge.train.rows)
+    share = objectives.neighbour_share(config.objective, len(gallery))
     found: dict[str, Any] = {
         "suggested": None,
         "share": None,

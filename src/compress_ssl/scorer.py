@@ -14,7 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
-from compress_ssl import evaluations
+from compress_ssl import evaluations, objectives
 from compress_ssl.calibration import calibrate, perplexity_share
 from compress_ssl.datasets import Splits
 from compress_ssl.embed import embed
@@ -77,8 +77,12 @@ def settle_temperatures(objective: Weighted, judges: list[Embedded] | None, fabr
 
     def found() -> list[float]:
         assert judges is not None
-        rows = [(*_seen(leaf, judges[number]), _share(leaf, judges[number])) for number, leaf in automatic]
-        return [calibrate(queries, gallery, share=share).temperature for queries, gallery, share in rows]
+        temperatures = []
+        for number, leaf in automatic:
+            queries, gallery = _seen(leaf, judges[number])
+            share = objectives.neighbour_share(leaf.config, len(gallery))
+            temperatures.append(calibrate(queries, gallery, share=share).temperature)
+        return temperatures
 
     if automatic:
         for (_, leaf), temperature in zip(automatic, fabric.broadcast(on_first(fabric, found) or []), strict=True):
@@ -236,11 +240,6 @@ def _seen(leaf: Any, judge: Embedded) -> list[torch.Tensor]:
     """Held-out rows and gallery of a teacher as the objective compares them."""
     seen = getattr(leaf, "seen", lambda rows: rows)
     return [seen(rows) for rows in _rows(judge)]
-
-
-def _share(leaf: Any, judge: Embedded) -> float:
-    """Of the anchors, how many are to be neighbours."""
-    return leaf.share_of(len(judge.train.rows)) if hasattr(leaf, "share_of") else leaf.config.perplexity
 
 
 def _rows(judge: Embedded) -> tuple[torch.Tensor, torch.Tensor]:

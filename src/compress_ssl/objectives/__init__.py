@@ -28,7 +28,7 @@ What only some need, and others leave out:
                           (patch_tokens.py); token_side is set before the first step, T is its square; live teachers
     within_batch          True: the images of a batch are compared with one another, those of all processes
                           (whole_batch.py), so that it is not the mean of its parts' losses: --accumulate is refused
-    share_of              share_of(count) -> share of so many anchors that `auto` makes neighbours; or config.perplexity
+    config.share_of       share_of(count) -> share of so many anchors that `auto` makes neighbours; or config.perplexity
     centre_on, seen       centre_on(mean) is called before the first step with the mean (D_t,) of the teacher's rows of
                           the gallery; seen(rows) gives rows as they are compared, for `auto` temperatures
 """
@@ -40,6 +40,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
+from compress_ssl.bank import BankConfig
 from compress_ssl.projector import ProjectorConfig, Space
 from compress_ssl.refusal import Refusal, nearest
 
@@ -64,6 +65,12 @@ def find(name: str) -> ModuleType:
 def space_of(config: Any) -> Space:
     """In which space the objective of this configuration compares the student's rows."""
     return getattr(config, "space", None) or find(config.name).Objective.space
+
+
+def neighbour_share(config: Any, anchors: int) -> float:
+    """Share of so many anchors that `auto` temperatures make neighbours."""
+    asked = getattr(config, "share_of", None)
+    return asked(anchors) if asked else getattr(config, "perplexity", BankConfig.perplexity)
 
 
 def projector_of(config: Any, asked: ProjectorConfig) -> ProjectorConfig:

@@ -47,6 +47,10 @@ class Config(BankConfig):
         if self.anchors == "stored" and self.start == "random":
             raise Refusal("--objective.anchors stored expected --objective.start empty, got random: leave one out")
 
+    def share_of(self, anchors: int) -> float:
+        """Share of so many anchors that are to be neighbours: the perplexity asked for, of few images two at least."""
+        return max(self.perplexity, min(2 / anchors, 0.99))
+
 
 class Objective:
     """A bank of targets, and the divergence of a batch over it."""
@@ -79,10 +83,6 @@ class Objective:
         """Take the mean (D_t,) of the teacher's unit rows; before the first step."""
         if self.config.centre == "mean":
             self.centre = mean.to(self.centre)
-
-    def share_of(self, anchors: int) -> float:
-        """Share of so many anchors that are to be neighbours: the perplexity asked for, of few images two at least."""
-        return max(self.config.perplexity, min(2 / anchors, 0.99))
 
     def seen(self, rows: Tensor) -> Tensor:
         """(N, D_t) unit rows of the teacher -> as they are compared, (N, D_t) float32 unit rows.
