@@ -64,6 +64,7 @@ VARIANTS = {
     "auto, 5 %": Variant("compress", {**AUTO, "perplexity": 0.05}),
     "auto, centred": Variant("compress", {**AUTO, "centre": "mean"}),
     "auto, centred, own anchor": Variant("compress", {**AUTO, "centre": "mean", "own_anchor": "compared"}),
+    "auto, all rows as anchors": Variant("compress", {**AUTO, "anchors": "stored"}),
     "three temperatures": Variant(temperatures=(0.5, 1.0, 2.0)),
     "projector of two layers": Variant(projector=ProjectorConfig(kind="mlp", hidden_width=512)),
     "crops": Variant(shown="crop"),
@@ -132,6 +133,8 @@ def train(variant: Variant, seen: Seen, *, student: str, seed: int, images: int)
     if objective.temperature == "auto":
         known = getattr(objective, "seen", lambda rows: rows)(seen.rows["train"][:6000])
         objective.temperature = calibrate(known[:1000], known[1000:], share=config.perplexity).temperature
+    if objective.stored_anchors:
+        objective.fill(seen.rows["train"], torch.arange(count))
     model = Student(encoder, ends.build()).train().to(memory_format=torch.channels_last)
     momentum = Momentum(model, objective.momentum)
     optimizer = optim.optimizer(model.parameters(), optim.OptimizerConfig(name="adamw", learning_rate=6e-3))
