@@ -187,6 +187,16 @@ def test_scores_that_were_asked_for_are_shown_with_their_spread():
     assert "few" not in shown_on(80, models)
 
 
+def test_many_scores_stand_one_below_the_other():
+    """Thirty columns squeezed into a terminal are thirty empty columns."""
+    metrics = {f"n_shot_class_mean_{count}": count / 100 for count in range(1, 31)}
+    models = {name: {"metrics": metrics, "missing": {}} for name in ("teacher", "student")}
+    lines = shown_on(80, models, asked=("n_shot",)).splitlines()
+    for count in range(1, 31):
+        assert any(f"n shot class mean {count} " in line and line.count(f" {count}.0 ") == 2 for line in lines), count
+    assert any("teacher" in line and "student" in line for line in lines)
+
+
 def shown_on(width: int, models: dict, **options) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(evaluate.result_table(models, models, **options))

@@ -415,6 +415,9 @@ SHORT = {  # headings that leave a table of five models within 80 columns
 }
 
 
+MOST_COLUMNS = 10  # scores side by side; of more, each has a line of its own
+
+
 def result_table(
     scores: dict[str, dict[str, Any]], about: dict[str, dict[str, Any]], *, asked: tuple[str, ...] = ()
 ) -> RichTable:
@@ -423,15 +426,15 @@ def result_table(
     found = [metric for metric in written if not (metric.endswith(SPREADS) and metric.rpartition("_")[0] in written)]
     shown = [metric for metric in found if _is_shown(metric, found, asked)]
     columns = [metric for metric in SHORT if metric in shown] + [metric for metric in shown if metric not in SHORT]
+    lines = [[name, *(_told(one["metrics"], metric) for metric in columns),
+              *(_rounded(about[name][key]) if key in about[name] else "–" for key in ("parameters", "flops"))]
+             for name, one in scores.items()]  # fmt: skip
+    whole = [["model", *map(_heading, columns), "params", "MACs"], *lines]
+    if len(columns) > MOST_COLUMNS:  # a line each score, a column each model
+        whole = [list(line) for line in zip(*whole, strict=True)]
     table = RichTable(header_style="bold")
-    table.add_column("model", no_wrap=True)
-    for column in columns:
-        name, _, teacher = column.partition("_teacher_")  # of several teachers: neighbour_overlap_10_teacher_2
-        heading = SHORT.get(name, name.replace("_", " "))
-        heading = f"{heading.removesuffix('@10')} {teacher}" if teacher else heading
-        table.add_column(heading, justify="right")
-    table.add_column("params", justify="right", no_wrap=True)
-    table.add_column("MACs", justify="right", no_wrap=True)
+    for number, heading in enumerate(whole[0]):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=heading in ("model", "params", "MACs"))
     captions = []
     weights = {name: told["weight"] for name, told in about.items() if "weight" in told}
     if weights:
@@ -440,11 +443,16 @@ def result_table(
     if len(found) > len(shown):
         captions.append(f"{len(found) - len(shown)} more scores of each model are in results.json")
     table.caption = "\n".join(captions) or None
-    for name, one in scores.items():
-        values = [_told(one["metrics"], metric) for metric in columns]
-        sizes = [_rounded(about[name][key]) if key in about[name] else "–" for key in ("parameters", "flops")]
-        table.add_row(name, *values, *sizes)
+    for line in whole[1:]:
+        table.add_row(*line)
     return table
+
+
+def _heading(metric: str) -> str:
+    """Of a score; of several teachers, neighbour_overlap_10_teacher_2, which teacher."""
+    name, _, teacher = metric.partition("_teacher_")
+    heading = SHORT.get(name, name.replace("_", " "))
+    return f"{heading.removesuffix('@10')} {teacher}" if teacher else heading
 
 
 def _is_shown(metric: str, found: list[str], asked: tuple[str, ...]) -> bool:
