@@ -92,7 +92,7 @@ class Config:
     epochs: float = 130  # forecast a training of so many epochs
     views: int = 4  # forecast a table with so many random views of each training image, see embed --views
     batch_size: int = 256  # forecast a training with batches of so many images
-    # compress_1q, compress_2q or regression; --objective NAME --help lists what else each takes
+    # a file of objectives/: compress, compress_1q, compress_2q, seed, crd, …; --objective NAME --help lists its options
     objective: Any = field(default_factory=lambda: objectives.find("compress").Config())
     optimizer: OptimizerConfig = OptimizerConfig()
     teacher_size: int | None = None  # pixels of the teacher's input; None: its own

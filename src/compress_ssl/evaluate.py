@@ -56,7 +56,7 @@ class Config:
     data: str  # images: a folder, parquet, digits, torchvision/CIFAR10, …
     out: Path  # results.json and pictures.json are written here
     ids: Path | None = None  # text file with the image ids of every .npy of vectors among the models, one a line
-    metrics: tuple[str, ...] = ()  # evaluations to run; none named: all that fit but few_labels, which takes minutes
+    metrics: tuple[str, ...] = ()  # evaluations to run; none: all that fit but few_labels, linear_transfer (minutes)
     protocols: Protocols = field(default_factory=Protocols)
     on: tuple[str, ...] = ()  # other labelled data sets to score the same models on, with their own train and test
     on_metrics: tuple[str, ...] = transfer.METRICS  # evaluations to run on those

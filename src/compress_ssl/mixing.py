@@ -7,7 +7,7 @@ One share is drawn a batch, from Beta(alpha, alpha), as in the papers. Neighbour
 mixed with each other: their order is random anyway, and so any number of processes makes the same pairs without sending
 a picture. In each the picture that stands there has the larger share, for the smaller one would give the same two
 pictures in the other order; an objective that leaves anchors of the query's own image out goes by that picture, the
-other one's anchors are compared.
+other one's anchors are compared. cc goes by that picture, too, for no cluster lies between two.
 A live teacher looks at what the student sees. Of a stored one there are rows of whole pictures alone: the target is
 their mean in the same shares, at length one, which is what a linear teacher would say; of a deep one it is an
 approximation.

@@ -1,9 +1,10 @@
 """Images to learn from: what every data set offers, and how a name finds its file in this folder.
 
-A name is a folder of images, that of CUB-200-2011, a .parquet file or a folder of them, `digits`, `torchvision/NAME`,
-or the dotted name of a module outside the package. Each file here answers two questions: `claims(name)`, is this name
-mine, and `open_splits(name, unusual=…, max_pixels=…)`; a new file joins by being here. A file may list `NAMES` that
-stand for one data set each. These win over a folder of the same name, which is then `./digits`.
+A name is a folder of images, that of CUB-200-2011 or of PASCAL VOC, a .parquet file or a folder of them, `digits`,
+`torchvision/NAME`, or the dotted name of a module outside the package. Each file here answers two questions:
+`claims(name)`, is this name mine, and `open_splits(name, unusual=…, max_pixels=…)`; a new file joins by being here. A
+file may list `NAMES` that stand for one data set each. These win over a folder of the same name, which is then
+`./digits`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Source: "CC", the first baseline of Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 4; the idea is that of
 Noroozi et al., Boosting Self-Supervised Learning via Knowledge Transfer, CVPR 2018, and of Yan et al., ClusterFit, CVPR
-2020. Every random view of an image has the cluster that k-means gave to the image in the evaluation view.
+2020. Every random view of an image has the cluster that k-means gave to the image in the evaluation view; of two mixed
+pictures it is that of the one with the larger share.
 Relations: regression and 1q keep the teacher's rows as they are; here all that is left of a row is a number.
 The classifier is one linear layer, dropped after training, over sqrt(D_s) · query. The authors classify the features
 themselves, but a query is a unit row, whose entries are so small that a linear layer as it starts makes nearly equal
