@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from PIL import Image
 from rich.console import Console
 
 from compress_ssl import datasets, distill, embed, evaluate, evaluations, report
+from compress_ssl.embeddings import Embeddings
 from compress_ssl.encoder import multiply_adds, open_encoder, parameter_count, save_encoder
 from compress_ssl.evaluate import Protocols
-from compress_ssl.evaluations import few_labels, linear_probe
+from compress_ssl.evaluations import Embedded, few_labels, linear_probe
 from compress_ssl.hardware import HardwareConfig
 from compress_ssl.objectives import regression
 from compress_ssl.projector import About, Shape
@@ -213,6 +215,32 @@ def test_what_takes_minutes_is_done_where_it_is_named(models, tmp_path):
     found = found["models"]["plain"]
     assert found["metrics"].keys() == {f"few_labels_2{top}{std}" for top in ("", "_top_5") for std in ("", "_std")}
     assert 0.2 < found["metrics"]["few_labels_2"] < found["metrics"]["few_labels_2_top_5"] <= 1
+
+
+def test_classes_that_are_confused_are_kept_by_name(scored):
+    """The page could only say that class 3 is taken for class 8 of who knows which folder."""
+    tables = scored[1]["models"]["plain"]["tables"]
+    assert tables.keys() == {"confusion_classes", "confusion_clusters"}
+    names = list(datasets.open_splits("digits").train.classes)
+    for table in tables.values():
+        assert table["columns"] == names
+        assert np.shape(table["counts"]) == (10, 10)
+        assert np.sum(table["counts"]) == 360
+    right = np.trace(tables["confusion_classes"]["counts"]) / 360
+    assert right == pytest.approx(scored[1]["models"]["plain"]["metrics"]["nearest_neighbour"])
+
+
+def test_large_tables_are_kept_where_they_are_named():
+    """results.json of a thousand classes would be 20 MB a model for whoever only wants the scores."""
+    rows = np.eye(21, dtype=np.float32)
+    part = Embeddings(rows=rows, labels=np.arange(21), ids=tuple(map(str, range(21))))
+    embedded = Embedded(train=part, test=replace(part, ids=tuple(f"t{number}" for number in range(21))))
+    chosen = {name: evaluations.find(name) for name in ("nearest_neighbour", "confusion")}
+    assert evaluate.counted(embedded, chosen, Protocols()) == {}
+    named = evaluate.counted(embedded, chosen, Protocols(), whole=("confusion",))["tables"]
+    assert named["confusion_classes"]["counts"] == np.eye(21).tolist()
+    unlabelled = replace(embedded, test=replace(part, labels=np.full(21, -1)))
+    assert evaluate.counted(unlabelled, chosen, Protocols(), whole=("confusion",)) == {}
 
 
 def test_chosen_metrics_are_the_only_ones(models, tmp_path):

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from compress_ssl import report
-from compress_ssl.page import curves, gallery
+from compress_ssl.page import confused, curves, gallery
 from compress_ssl.page.folders import read_folder, read_folders
 from compress_ssl.page.headline import sentence
 from compress_ssl.page.models import compare
@@ -334,6 +334,47 @@ def test_scores_that_would_widen_the_table_stand_in_one_of_their_own(tmp_path: P
     assert "few labels:" not in page.text, "only what is there is explained"
 
 
+def confusion(*counts: list[int], names: tuple[str, ...] = ("cat", "dog", "ship")) -> dict[str, Any]:
+    return {"rows": list(names), "columns": list(names), "counts": list(counts)}
+
+
+def test_the_most_confused_classes_are_told_with_their_share(tmp_path: Path) -> None:
+    """ "cat → dog" would be read for "dog → cat", and a small class's confusion be hidden behind a large one's."""
+    table = confusion([7, 2, 0], [30, 170, 0], [0, 5, 5])
+    student = {**STUDENT, "tables": {"confusion_classes": table, "confusion_clusters": table}}
+    page = page_of(write_results(tmp_path / "results", {"teacher": TEACHER, "student": student}))
+    text = page.text.replace(THIN, " ")
+    told = re.findall(r"(\w+ → \w+)\s+([\d.]+ %)", text)
+    assert told == [("ship → dog", "50.0 %"), ("cat → dog", "22.2 %"), ("dog → cat", "15.0 %")]
+    titles = [attributes.get("title") for tag, attributes in page.tags if tag == "li"]
+    assert titles[-3:] == ["5 of 10", "2 of 9", "30 of 200"]
+    assert "cluster ship: 5 of 10 dog" in text
+    assert sum(tag == "rect" for tag, _ in page.tags) == 2 * 6, "what is nothing is not drawn"
+    assert ("a", {"href": "#confused"}) in page.tags
+
+
+def test_many_classes_are_listed_and_not_drawn(tmp_path: Path) -> None:
+    """A thousand names beside cells of a third of a pixel; a list that nobody reads to its end."""
+    names = tuple(f"class {number}" for number in range(21))
+    counts = [[number + 3 if one == other else number for one in range(21)] for other, number in enumerate(range(21))]
+    table = confusion(*counts, names=names)
+    models = {"only": {**TEACHER, "tables": {"confusion_classes": table}}}
+    page = page_of(write_results(tmp_path / "results", models))
+    assert not [tag for tag, _ in page.tags if tag == "rect"]
+    assert page.text.count("→") == 10
+
+
+def test_cells_of_a_map_are_as_dark_as_their_share_of_the_row() -> None:
+    """A class of many images would look confused, and one of few at peace."""
+    drawn = confused.heat_map(confusion([1, 3, 0], [0, 500, 0], [0, 0, 2]), "{}")
+    assert [share for _, _, share, _ in drawn["cells"]] == [0.25, 0.75, 1, 1]
+    (x, y, *_), (right, level, *_), (_, below, *_), _ = drawn["cells"]
+    assert (right - x, level, below - y) == pytest.approx((drawn["side"], y, drawn["side"]))
+    assert drawn["right"] <= drawn["width"]
+    assert confused.short("a name that is much too long") == "a name t…oo long"
+    assert len(confused.short("a name that is much too long")) == confused.NAME
+
+
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
@@ -543,7 +584,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment |= {"versions": {HOSTILE: HOSTILE}, "hardware": hardware}
     (run / "environment.json").write_text(json.dumps(environment))
     missing = {"linear_probe": HOSTILE, "cluster_alignment": HOSTILE}
-    metrics = {"metrics": {**STUDENT["metrics"], HOSTILE: 0.5}, "missing": missing}
+    table = {"rows": [HOSTILE, "b"], "columns": [HOSTILE, "b"], "counts": [[1, 2], [3, 4]]}
+    tables = {"confusion_classes": table, "confusion_clusters": table}
+    metrics = {"metrics": {**STUDENT["metrics"], HOSTILE: 0.5}, "missing": missing, "tables": tables}
     models = {"teacher": TEACHER, HOSTILE: {**STUDENT, **metrics, "spec": HOSTILE}}
     write_results(run, models, data=HOSTILE, hardware=hardware)
     write_pictures(run, ("teacher", HOSTILE), prefix=HOSTILE)

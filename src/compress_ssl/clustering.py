@@ -6,6 +6,7 @@ matching of clusters to classes by the Hungarian method (H. W. Kuhn, 1955).
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Literal
 
@@ -100,3 +101,43 @@ def align(table: np.ndarray) -> np.ndarray:
     class_of = np.full(len(table), -1, dtype=np.int64)
     class_of[matched] = classes
     return class_of
+
+
+def mutual_information(table: np.ndarray) -> float:
+    """Normalised mutual information of two partitions: 1 where each tells the other, 0 where they are independent.
+
+    2 I(U, V) / (H(U) + H(V)), normalised by the mean of both entropies. Source: Strehl & Ghosh, JMLR 3, 2002; by the
+    arithmetic mean, as in Vinh, Epps & Bailey, JMLR 11, 2010, Table 2.
+
+    Args:
+        table: (clusters, classes) counts, of one image at least; empty rows and columns change nothing.
+    Returns: a fraction; two partitions that are both of one part agree, 1.
+    """
+    shares = table / table.sum()
+    rows, columns = shares.sum(axis=1), shares.sum(axis=0)
+    entropies = [-math.fsum(share * math.log(share) for share in side[side > 0]) for side in (rows, columns)]
+    if not sum(entropies):
+        return 1.0
+    found = shares > 0
+    information = math.fsum(shares[found] * np.log(shares[found] / np.outer(rows, columns)[found]))
+    return min(max(2 * information / sum(entropies), 0.0), 1.0)
+
+
+def adjusted_rand(table: np.ndarray) -> float:
+    """Adjusted Rand index of two partitions: agreement on pairs of images, 0 at chance, 1 where they are the same.
+
+    Source: Hubert & Arabie, Journal of Classification 2, 1985, with random labellings of the same sizes as chance.
+
+    Args:
+        table: (clusters, classes) counts; empty rows and columns change nothing.
+    Returns: at most 1, and below 0 for less agreement than that of chance; 1 where both can only agree.
+    """
+
+    def pairs(counts: np.ndarray) -> int:
+        return sum(count * (count - 1) // 2 for count in counts.ravel().tolist())
+
+    together, all_pairs = pairs(table), pairs(table.sum())
+    rows, columns = pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
+    # (together - rows · columns / all) / ((rows + columns) / 2 - rows · columns / all), in whole numbers
+    most = (rows + columns) * all_pairs - 2 * rows * columns
+    return 2 * (together * all_pairs - rows * columns) / most if most else 1.0

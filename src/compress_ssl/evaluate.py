@@ -183,17 +183,23 @@ def run(config: Config) -> Path:
         about[name] = {"spec": spec, **describe(encoder, device)}
         if config.layers:
             about[name]["layers"] = probed[name]
-    models = side_by_side(train, test, projected=projected, augmented=augmented, device=where)
+    classes = splits.train.classes
+    models = side_by_side(train, test, projected=projected, augmented=augmented, device=where, classes=classes)
     first = next(iter(models.values()))
     scored = len(first.train.ids) + len(first.test.ids)
     lost = max(len(train[name].ids) + len(test[name].ids) for name in named) - scored
     if lost:
         console.print(f"images left out, for one of the models has no row of them: {lost}", highlight=False)
     scores = {name: score(embedded, chosen, config.protocols) for name, embedded in models.items()}
+    for name, embedded in models.items():
+        about[name] |= counted(embedded, chosen, config.protocols, whole=config.metrics)
     transferred = {}
     for other in others:
         rows_there = {name: elsewhere[name][other] for name in named}
-        transferred[other] = _score_elsewhere(rows_there, chosen_there, config.protocols, device=where)
+        classes = others[other].train.classes
+        transferred[other] = _score_elsewhere(
+            rows_there, chosen_there, config.protocols, device=where, classes=classes, whole=config.on_metrics
+        )
     more = {"transfer": transferred} if transferred else {}
     write_results(folder, data=config.data, models=models, scores=scores, about=about, splits=splits, more=more)
     console.print(result_table(scores, about, asked=config.metrics))
@@ -283,13 +289,14 @@ def side_by_side(
     projected: dict[str, Embeddings] | None = None,
     augmented: dict[str, Callable[[int], Embeddings]] | None = None,
     device: str = "cpu",
+    classes: tuple[str, ...] = (),
 ) -> dict[str, Embedded]:
     """Every model beside the first, its teacher, on the images that all of them have rows of."""
     train, test = shared(train), shared(test)
     models: dict[str, Embedded] = {}
     teacher: Embedded | None = None
     for name in train:
-        itself = Embedded(train=train[name], test=test[name], device=device)
+        itself = Embedded(train=train[name], test=test[name], device=device, classes=classes)
         into_teachers = None
         if projected and name in projected:
             into_teachers = shared({"own": test[name], "projected": projected[name]})["projected"]
@@ -358,16 +365,43 @@ def score(embedded: Embedded, chosen: dict[str, Any], protocols: Any) -> dict[st
     return {"metrics": metrics, "missing": missing}
 
 
+def counted(
+    embedded: Embedded, chosen: dict[str, Any], protocols: Any, *, whole: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The tables of one model as results.json keeps them; those of more than SIDE rows or columns only of the
+    evaluations in `whole`, for a thousand classes make a million numbers.
+
+    Returns: {"tables": {name: {"rows": …, "columns": …, "counts": …}}}, {} where there is none.
+    """
+    found: dict[str, Any] = {}
+    for name, evaluation in chosen.items():
+        if hasattr(evaluation, "tables") and not evaluation.unfit(embedded):
+            tables = evaluation.tables(embedded, getattr(protocols, name, None) or evaluation.Config())
+            for title, table in tables.items():
+                if name in whole or max(len(table["rows"]), len(table["columns"])) <= SIDE:
+                    found[title] = table
+    return {"tables": found} if found else {}
+
+
 def _score_elsewhere(
-    rows: dict[str, transfer.Rows], chosen: dict[str, Any], protocols: Any, *, device: str
+    rows: dict[str, transfer.Rows],
+    chosen: dict[str, Any],
+    protocols: Any,
+    *,
+    device: str,
+    classes: tuple[str, ...],
+    whole: tuple[str, ...],
 ) -> dict[str, Any]:
     """What results.json holds of one data set of `--on`."""
     train, test = ({name: both[split] for name, both in rows.items()} for split in (0, 1))
-    models = side_by_side(train, test, device=device)
+    models = side_by_side(train, test, device=device, classes=classes)
     protocols = transfer.by_class_too(protocols)
     return {
         "images": image_counts(models),
-        "models": {name: score(embedded, chosen, protocols) for name, embedded in models.items()},
+        "models": {
+            name: score(embedded, chosen, protocols) | counted(embedded, chosen, protocols, whole=whole)
+            for name, embedded in models.items()
+        },
     }
 
 
@@ -405,6 +439,7 @@ def write_results(
     folder.write_json("pictures.json", pictures.choose(models, splits.train, splits.test))
 
 
+SIDE = 20  # rows and columns of a table up to which results.json keeps it unasked
 SHORT = {  # headings that leave a table of five models within 80 columns
     "nearest_neighbour": "1-NN",
     "nearest_neighbour_20": "20-NN",

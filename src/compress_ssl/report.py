@@ -15,6 +15,7 @@ from pathlib import Path
 import jinja2
 import tyro
 
+from compress_ssl.page.confused import confused
 from compress_ssl.page.curves import RUN_COLOURS, figures
 from compress_ssl.page.elsewhere import by_layer, transfers
 from compress_ssl.page.folders import Folder, read_folders
@@ -77,6 +78,7 @@ def render(folders: Sequence[Folder], *, title: str | None) -> str:
         progress=[progress(folder, name=names[folder.label]) for folder in waiting],
         tables=tables,
         elsewhere=elsewhere,
+        confused=confused([table["of"] for table in tables + elsewhere]),
         layers=by_layer(judged, colours=colours),
         columns=list(dict.fromkeys(columns)),
         figures=figures(curved, names),

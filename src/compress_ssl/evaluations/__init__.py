@@ -3,7 +3,9 @@
 A file holds `Config`, a frozen dataclass; `unfit(embedded)`, why it cannot be computed here, or None; and
 `evaluate(embedded, config)`, metric names to fractions in [0, 1]. A metric's spread over repeats is called like it with
 `_std` or `_interval` behind. What takes much longer than the others says `ON_REQUEST = True`, and is done only where it
-is named. A dotted name reaches a module outside the package.
+is named. What a number cannot tell goes into `tables(embedded, config)`, which a file may have, too: names, which begin
+with the file's, to {"rows": names, "columns": names, "counts": one list a row}. A dotted name reaches a module outside
+the package.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress_ssl.clustering import k_means
 from compress_ssl.embeddings import Embeddings
 from compress_ssl.neighbours import nearest_neighbours, own_positions
 from compress_ssl.refusal import Refusal, nearest
@@ -40,6 +43,7 @@ class Embedded:
         projected: the test images as unit rows in the teacher's space, for a student that has a projector.
         augmented: epoch -> the train images under that epoch's random views.
         device: where the arithmetic is done; it changes no metric beyond rounding.
+        classes: the name of each label, for tables; what has no name here is called by its number.
     Raises: Refusal if the parts do not hold the same images or do not fit each other.
     """
 
@@ -49,6 +53,7 @@ class Embedded:
     projected: Embeddings | None = None
     augmented: Callable[[int], Embeddings] | None = None
     device: str = "cpu"
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.train.rows.shape[1] != self.test.rows.shape[1]:
@@ -67,6 +72,33 @@ class Embedded:
         """Whether both splits hold labelled images; those without a label are then left out."""
         return bool((self.train.labels >= 0).any() and (self.test.labels >= 0).any())
 
+    def labelled_part(self) -> Embedded:
+        """The images of both splits that have a label, without the teacher; itself where all have one.
+
+        One object whoever asks, so that what is found for one evaluation serves the others.
+        """
+        train, test = labelled_rows(self.train), labelled_rows(self.test)
+        if train is self.train and test is self.test:
+            return self
+        if "labelled" not in self._searched:
+            part = Embedded(train=train, test=test, device=self.device, classes=self.classes)
+            self._searched["labelled"] = part
+        return cast(Embedded, self._searched["labelled"])
+
+    def clusters(self, count: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        """`clustering.k_means` on the train rows, done once for each number of clusters and each set of options.
+
+        Returns: centroids (K, D) float32 and assignments (N,) int64; not to be written to.
+        """
+        asked = ("clusters", count, *sorted(options.items()))
+        if asked not in self._searched:
+            self._searched[asked] = k_means(self.train.rows, clusters=count, **options)
+        return cast(tuple[np.ndarray, np.ndarray], self._searched[asked])
+
+    def class_name(self, label: int) -> str:
+        """What the class of a label is called."""
+        return self.classes[label] if 0 <= label < len(self.classes) else str(label)
+
     def nearest(self, count: int, *, own: Tensor) -> np.ndarray:
         """Train rows nearest to each test row, nearest first; searched for once, whoever asks and for how many fewer.
 
@@ -78,7 +110,7 @@ class Embedded:
         Returns: (Q, K) int64 positions in `train`; not to be written to.
         """
         known, own = self._searched, own.cpu()
-        if not known or known["asked"] < count or not torch.equal(known["own"], own):
+        if "found" not in known or known["asked"] < count or not torch.equal(known["own"], own):
             queries, gallery = (tensor(split.rows, device=self.device) for split in (self.test, self.train))
             most = max(count, AT_LEAST)
             found = nearest_neighbours(queries, gallery, count=most, own=own.to(self.device))[1].cpu().numpy()
@@ -86,7 +118,7 @@ class Embedded:
         return known["found"][:, :count]
 
     @cached_property
-    def _searched(self) -> dict[str, Any]:
+    def _searched(self) -> dict[Any, Any]:
         return {}
 
 

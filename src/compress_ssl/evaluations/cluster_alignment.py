@@ -17,9 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from compress_ssl.clustering import START_PAIRS, align, assign, k_means, overlap_table
-from compress_ssl.embeddings import Embeddings
-from compress_ssl.evaluations import Embedded, labelled_rows
+from compress_ssl.clustering import START_PAIRS, align, assign, overlap_table
+from compress_ssl.evaluations import Embedded
 from compress_ssl.metrics import accuracy
 from compress_ssl.refusal import Refusal
 
@@ -48,19 +47,19 @@ def unfit(embedded: Embedded) -> str | None:
 
 def evaluate(embedded: Embedded, config: Config) -> dict[str, float]:
     """`cluster_alignment`; with several repeats also `cluster_alignment_std`, the sample standard deviation."""
-    train, test = labelled_rows(embedded.train), labelled_rows(embedded.test)
-    scores = [_score(train, test, config, seed) for seed in range(config.seed, config.seed + config.repeats)]
+    embedded = embedded.labelled_part()
+    scores = [_score(embedded, config, seed) for seed in range(config.seed, config.seed + config.repeats)]
     metrics = {"cluster_alignment": float(np.mean(scores))}
     if config.repeats > 1:
         metrics["cluster_alignment_std"] = float(np.std(scores, ddof=1))
     return metrics
 
 
-def _score(train: Embeddings, test: Embeddings, config: Config, seed: int) -> float:
+def _score(embedded: Embedded, config: Config, seed: int) -> float:
+    train, test = embedded.train, embedded.test
     classes, numbered = np.unique(train.labels, return_inverse=True)  # labels may have gaps
-    centroids, assignments = k_means(
-        train.rows,
-        clusters=len(classes),
+    centroids, assignments = embedded.clusters(
+        len(classes),
         iterations=config.iterations,
         seed=seed,
         start=config.start,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress_ssl.evaluations import Embedded, labelled_rows, own_rows
+from compress_ssl.evaluations import Embedded, own_rows
 from compress_ssl.metrics import accuracy, per_class_accuracy
 from compress_ssl.refusal import Refusal
 
@@ -34,9 +34,8 @@ def unfit(embedded: Embedded) -> str | None:
 def evaluate(embedded: Embedded, config: Config) -> dict[str, float]:
     """Accuracy on the test split: `nearest_neighbour` for one neighbour, `nearest_neighbour_K` for K; with `per_class`
     also their means over the classes of the test split, with `_per_class` behind the name."""
-    train, test = labelled_rows(embedded.train), labelled_rows(embedded.test)
-    if train is not embedded.train or test is not embedded.test:
-        embedded = Embedded(train=train, test=test, device=embedded.device)
+    embedded = embedded.labelled_part()
+    train, test = embedded.train, embedded.test
     voters = train.labels[embedded.nearest(max(config.neighbours), own=own_rows(test, train))]
     found = {}
     for count in config.neighbours:

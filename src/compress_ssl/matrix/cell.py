@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,10 @@ class Bench:
             make: returns what else is to be said of the model, and the model itself.
         """
         known = read_scores(file) if file.exists() else None
-        if known is not None and (known["config"], known["protocols"]) != (_compared(config), plain(self.protocols)):
-            known = None
+        if known is not None:
+            by, here = (_of(told, known["evaluations"]) for told in (known["protocols"], plain(self.protocols)))
+            if (known["config"], by) != (_compared(config), here):
+                known = None
         missing = [name for name in self.evaluations if known is None or name not in known["evaluations"]]
         if known is not None and not missing:
             return known
@@ -216,6 +218,11 @@ def read_scores(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as trouble:
         raise Refusal(f"expected JSON in {file}, got {trouble}: remove it, and it is made again") from None
+
+
+def _of(protocols: dict[str, Any], evaluations: Sequence[str]) -> dict[str, Any]:
+    """The protocols of those evaluations: a new evaluation, or another's option, leaves scores as they were."""
+    return {name: protocols[name] for name in evaluations if name in protocols}
 
 
 def _compared(config: Any) -> Any:
