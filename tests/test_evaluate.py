@@ -91,7 +91,8 @@ def test_results_hold_what_readers_of_them_expect(models, scored):
         found = results["models"][name]
         assert found["metrics"].keys() >= METRICS
         assert all(0 <= value <= 1 for value in found["metrics"].values())
-        assert not any(name.startswith("few_labels") for name in found["metrics"])
+        assert not any(name.startswith(("few_labels", "linear_transfer")) for name in found["metrics"])
+        assert found["metrics"]["linear_probe"] <= found["metrics"]["linear_probe_5"]
         encoder = open_encoder(found["spec"], weights="random")
         assert found["spec"] == str(models / name.removesuffix("_1q"))
         assert (found["width"], found["input_size"]) == (size, 8)
@@ -208,7 +209,7 @@ def shown_on(width: int, models: dict, **options) -> str:
 def test_what_takes_minutes_is_done_where_it_is_named(models, tmp_path):
     """A first look at a folder would take as long as the whole proof; what is on request could not be had."""
     assert "few_labels" in evaluations.names()
-    assert "few_labels" not in evaluations.usual()
+    assert not {"few_labels", "linear_transfer"}.intersection(evaluations.usual())
     assert set(evaluations.usual()) > {"linear_probe", "n_shot", "retrieval", "cka"}
     chosen = Protocols(few_labels=few_labels.Config(shares=(0.02,), repeats=2))
     found = run([models / "plain"], "digits", tmp_path / "out", metrics=("few_labels",), protocols=chosen)

@@ -43,6 +43,37 @@ def solve(rows: np.ndarray, targets: np.ndarray, **options: float) -> tuple[np.n
     return found[0].double().numpy(), found[1].double().numpy()
 
 
+@pytest.mark.parametrize("classes", [5, 6, 9])
+def test_the_five_likeliest_classes_are_those_of_scikit_learn(classes: int) -> None:
+    """Of five classes the right one is always among the five likeliest; labels with gaps would name other classes."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import top_k_accuracy_score
+
+    rows, targets = problem(count=311, classes=classes)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    labels = 3 * targets + 2
+    train, test = (
+        Embeddings(
+            rows=rows[part], labels=labels[part], ids=tuple(f"{name}{number}" for number in range(len(rows[part])))
+        )
+        for name, part in (("train", slice(0, 211)), ("test", slice(211, None)))
+    )
+    metrics = evaluate(Embedded(train=train, test=test), Config(weight_decay=1e-2))
+    mean, deviation = train.rows.mean(axis=0), train.rows.std(axis=0)
+    judge = LogisticRegression(C=1 / (211 * 1e-2), tol=1e-10, max_iter=10_000)
+    judge.fit(((train.rows - mean) / deviation).astype(np.float64), train.labels)
+    likely = judge.predict_proba((test.rows - mean) / deviation)
+    # in float32, one of a hundred images may fall to the other side
+    assert metrics["linear_probe"] == pytest.approx(
+        (judge.classes_[likely.argmax(axis=1)] == test.labels).mean(), abs=0.011
+    )
+    if classes == 5:
+        assert list(metrics) == ["linear_probe"]
+    else:
+        assert metrics["linear_probe_5"] == pytest.approx(top_k_accuracy_score(test.labels, likely, k=5), abs=0.011)
+        assert metrics["linear_probe"] < metrics["linear_probe_5"] < 1
+
+
 @pytest.mark.parametrize("weight_decay", [1e-4, 1e-2])
 @pytest.mark.parametrize("classes", [3, 5])
 def test_the_stored_protocol_solves_scikit_learns_logistic_regression(classes: int, weight_decay: float) -> None:

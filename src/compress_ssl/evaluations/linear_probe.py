@@ -25,9 +25,10 @@ from torch.nn import functional
 
 from compress_ssl.embeddings import Embeddings
 from compress_ssl.evaluations import Embedded, labelled_rows, require_same_images, tensor
-from compress_ssl.metrics import accuracy
+from compress_ssl.metrics import accuracy, top_k_accuracy
 from compress_ssl.refusal import Refusal
 
+TOP = 5  # classes that may hold the right one; and only where there are more classes than that
 CHUNK = 4096  # images whose logits are held at once
 TO_THE_END = 2**33  # images × dimensions × classes up to which the regression is solved to the last digit
 SETTLED = 1e-3  # above, it ends when five steps together lower the loss by less than this share of it
@@ -69,7 +70,8 @@ def unfit(embedded: Embedded) -> str | None:
 
 
 def evaluate(embedded: Embedded, config: Config) -> dict[str, float]:
-    """`linear_probe`: accuracy on the test split; a class that training has not seen counts as wrong."""
+    """`linear_probe`: accuracy on the test split; with more than five classes to choose from also `linear_probe_5`, the
+    share of images whose class is among the five likeliest. A class that training has not seen counts as wrong."""
     train, test = labelled_rows(embedded.train), labelled_rows(embedded.test)
     device = embedded.device
     rows = tensor(train.rows, device=device)
@@ -89,7 +91,11 @@ def evaluate(embedded: Embedded, config: Config) -> dict[str, float]:
             to_the_end=config.to_the_end,
         )
     logits = functional.linear((tensor(test.rows, device=device) - mean).mul_(scale), weight, bias)
-    return {"linear_probe": accuracy(classes[logits.argmax(dim=1).cpu().numpy()], test.labels)}
+    metrics = {"linear_probe": accuracy(classes[logits.argmax(dim=1).cpu().numpy()], test.labels)}
+    if len(classes) > TOP:
+        likeliest = logits.topk(TOP, dim=1).indices.cpu().numpy()
+        metrics[f"linear_probe_{TOP}"] = top_k_accuracy(classes[likeliest], test.labels)
+    return metrics
 
 
 def standardiser(rows: Tensor) -> tuple[Tensor, Tensor]:
