@@ -402,7 +402,7 @@ def test_a_teacher_known_by_its_vectors_is_scored_like_the_encoder_that_made_the
         assert found[name]["metrics"] == pytest.approx(live[name]["metrics"], abs=2 / 360), name
         assert found[name]["missing"].keys() == live[name]["missing"].keys()
     assert "asymmetric_nearest_neighbour" in found["student_1q"]["metrics"], "the vectors are the gallery"
-    assert found["teacher"].keys() == {"metrics", "missing", "spec", "width"}, "nobody knows what made them"
+    assert found["teacher"].keys() == {"metrics", "missing", "spec", "tables", "width"}, "nobody knows what made them"
     assert (found["teacher"]["spec"], found["teacher"]["width"]) == (str(vectors), 128)
 
 
