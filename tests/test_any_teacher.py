@@ -15,6 +15,7 @@ import torch
 from compress_ssl import checkpoint, compilation, distill, doctor, embed, evaluate
 from compress_ssl.encoder import open_encoder
 from compress_ssl.hardware import HardwareConfig
+from compress_ssl.objectives import compress
 from compress_ssl.refusal import Refusal
 from compress_ssl.table import Table
 from compress_ssl.training import TrainingConfig
@@ -74,6 +75,7 @@ def config(teacher: str, out: Path) -> distill.Config:
         student="compress/resnet10_small_w8",
         data="digits",
         out=out,
+        objective=compress.Config(temperature=0.04),  # untrained: rows so alike that no neighbours can be told apart
         training=TrainingConfig(
             epochs=6 / EPOCH, batch_size=16, validate_every_epochs=2 / EPOCH, save_every_minutes=0, log_every_steps=1
         ),

@@ -124,7 +124,7 @@ def test_options_without_a_name_hold_for_whatever_objective_is_chosen(write):
 @pytest.mark.parametrize("word", ["none", "None", "null", "~"])
 def test_none_in_a_file_is_none(write, word):
     """`momentum: none`, as the help writes it, would be a text or an error."""
-    assert distilled(write(f"objective: {{momentum: {word}}}\n"), *NEEDED).objective.momentum is None
+    assert distilled(write(f"objective: {{name: compress_2q, momentum: {word}}}\n"), *NEEDED).objective.momentum is None
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_none_in_a_file_is_none(write, word):
 )
 def test_none_on_the_command_line_is_none(words):
     """The same word would mean one thing in a file and another on the command line."""
-    assert distilled(*NEEDED, *words).objective.momentum is None
+    assert distilled(*NEEDED, "--objective", "compress_2q", *words).objective.momentum is None
 
 
 def test_none_stays_a_name_where_an_option_takes_text():

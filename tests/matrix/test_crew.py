@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,15 @@ def test_processes_see_their_own_device_and_one_that_dies_is_replaced(bench, tmp
     assert found[3].value == "hello"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Tests that a shell started in the background find Ctrl-C ignored, and would wait for it for ever."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_who_is_stopped_stops_the_rest(bench, tmp_path):
     """Ctrl-C would end one training and begin the next."""
     with Crew(bench, ["cpu"]) as crew:
