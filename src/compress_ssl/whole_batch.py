@@ -38,8 +38,9 @@ def refuse_parts(objectives: Iterable[Any], *, accumulate: int) -> None:
     """
     for one in objectives:
         if getattr(one, "within_batch", False) and accumulate != 1:
+            without = ", or --objective.regression 0" if hasattr(one.config, "regression") else ""
             raise Refusal(f"--accumulate expected 1 with --objective {one.config.name}, which compares all images of a "
-                          f"batch with each other, got {accumulate}: lower --batch-size instead")  # fmt: skip
+                          f"batch with each other, got {accumulate}: lower --batch-size instead{without}")  # fmt: skip
 
 
 class _Louder(torch.autograd.Function):

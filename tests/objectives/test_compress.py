@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def make(**options: Any) -> Objective:
-    given = {"temperature": 0.1, "centre": "mean", "own_anchor": "compared", **options}
+    given = {"temperature": 0.1, "centre": "mean", "own_anchor": "compared", "regression": 0.0, **options}
     return Objective(Config(**given), width=5, target_width=9, images=23)
 
 
@@ -71,12 +71,30 @@ def test_the_loss_is_the_formula_in_loops(unit, filled: int) -> None:
 
 def test_at_the_paper_s_temperature_the_default_is_1q_to_the_last_bit(unit) -> None:
     """What each change is worth could not be measured one by one."""
-    ours = Objective(Config(temperature=0.04, bank_size=7), width=5, target_width=9, images=23)
+    ours = Objective(Config(temperature=0.04, regression=0.0, bank_size=7), width=5, target_width=9, images=23)
     theirs = compress_1q.Objective(compress_1q.Config(bank_size=7), width=5, target_width=9, images=23)
     for objective in (ours, theirs):
         objective.update(unit(5, 9, seed=1), unit(5, 9, seed=2), torch.arange(5))
     args = unit(3, 9, seed=3), unit(3, 9, seed=4), torch.tensor([0, 9, 4])
     assert torch.equal(ours(*args), theirs(*args))
+
+
+def test_the_regression_is_added_with_its_weight(unit) -> None:
+    """A student would learn by similarities alone, or by a regression of other rows than the docstring says."""
+    ours = Objective(Config(temperature=0.1, regression=2.5), width=5, target_width=9, images=23)
+    alone = Objective(Config(temperature=0.1, regression=0.0), width=5, target_width=9, images=23)
+    for objective in (ours, alone):
+        objective.update(unit(5, 9, seed=1), unit(5, 9, seed=2), torch.arange(5))
+    query, target, index = unit(7, 9, seed=3), unit(7, 9, seed=4), torch.arange(11, 18)
+    assert ours.trained is not None
+    rows = query.double() @ ours.trained.weight.detach().double().T + ours.trained.bias.detach().double()
+    total = 0.0
+    for mine, its in zip(rows.T, target.double().T, strict=True):
+        pair = [(one - one.mean()) / (one.var(correction=0) + 1e-5).sqrt() for one in (mine, its)]
+        total += float((pair[0] - pair[1]).square().mean()) / 9
+    expected = float(alone(query, target, index)) + 2.5 * total
+    assert float(ours(query, target, index).detach()) == pytest.approx(expected, rel=1e-5)
+    assert (ours.within_batch, alone.within_batch, alone.trained) == (True, False, None)
 
 
 def test_without_a_centre_nothing_is_taken_away(unit) -> None:

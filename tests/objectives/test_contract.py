@@ -176,7 +176,7 @@ def test_a_random_start_is_chosen_by_the_seed(module: ModuleType, unit) -> None:
     losses = []
     for seed in (3, 3, 4):
         objective = make(module, seed=seed, start="random")
-        losses.append(float(loss_of(objective, *batch(objective, unit, 0))))
+        losses.append(float(loss_of(objective, *batch(objective, unit, 0)).detach()))
     assert losses[0] == losses[1]
     assert losses[0] > 0
     assert losses[0] != losses[2]
@@ -247,7 +247,8 @@ def test_the_path_changes_how_the_loss_is_computed_not_what_it_is(module: Module
     if not issubclass(module.Config, bank.BankConfig):
         pytest.skip("keeps no bank")
     losses = [
-        float(loss_of(warm(make(module, path=name), unit), *batch(make(module), unit, 7))) for name in ("auto", path)
+        float(loss_of(warm(make(module, path=name), unit), *batch(make(module), unit, 7)).detach())
+        for name in ("auto", path)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 

@@ -1,16 +1,20 @@
-"""CompRess-1q at a temperature found for the teacher: the default. Two more changes of 1q can be switched on.
+"""CompRess-1q at a temperature found for the teacher, with a standardised regression beside it: the default.
 
-Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 3 (1q). The temperature is that at which a row has 2 %
-of the anchors as neighbours (calibration.py), so one default suits any teacher. What was measured for it, and what did
-not help on both data sets and is therefore off: docs/results/compress.md.
+    L = KL( softmax_j(t·a_j / τ) || softmax_j(q·a_j / τ) )  +  regression · mean_d (z_d - y_d)^2
+
+with z the student's projected row through a linear head and y the teacher's row, each dimension standardised over the
+batch (regression_bn.py). Similarities say which images are near, the regression where in the space they lie. It
+learns much sooner and looks at no anchor; they bring the projected row into the teacher's own space, whose index can
+then be queried. What was measured, and what did not help and is therefore off: docs/results/compress.md.
+Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 3 (1q) and Sec. 4 (its baseline Reg-BN). The temperature
+is that at which a row has 2 % of the anchors as neighbours (calibration.py), so one default suits any teacher.
 Off by default: with m the mean of the teacher's rows,
 
-    t' = (t - m) / |t - m|      a_j' likewise      centre mean: compared are t' and a_j'
+    t' = (t - m) / |t - m|      a_j' likewise      centre mean: t' and a_j' stand for t and a_j in the similarities
     a_0' = t'                                      own_anchor compared: the query's own row is one more anchor
-    L = mean_i KL( softmax_j(t'·a_j' / τ) || softmax_j(q·a_j' / τ) )
 
 The own anchor is that of Fang et al., SEED, ICLR 2021, Sec. 3.2, here at the one temperature of both sides.
-Relations: with `temperature 0.04` it is compress_1q to the last bit.
+Relations: with `temperature 0.04` and `regression 0` it is compress_1q to the last bit.
 With `centre mean` the student's projector leads into the centred space. An index of the teacher's plain unit rows can
 still be queried by dot product, for q·t = q·(t - m) + q·m, where the last term is the same for all; only |t - m| is
 then not divided out.
@@ -18,18 +22,21 @@ then not divided out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from compress_ssl.bank import BankConfig, open_bank
 from compress_ssl.calibration import Temperature
+from compress_ssl.objectives.regression_bn import standardised_distance
 from compress_ssl.refusal import Refusal
 from compress_ssl.similarity import anchor_kl, refuse_path
+from compress_ssl.whole_batch import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +45,15 @@ class Config(BankConfig):
 
     name: str = "compress"
     temperature: Temperature = "auto"  # divides similarities, both sides; auto: by perplexity
+    regression: float = 4.0  # weight of the standardised regression; 0: similarities alone, and --accumulate works
     centre: Literal["none", "mean"] = "none"  # what is taken from the teacher's rows before they are compared
     own_anchor: Literal["left_out", "compared"] = "left_out"  # the query's own target, beside those of the bank
     anchors: Literal["recent", "stored"] = "recent"  # stored: the whole table of a stored teacher, whatever bank_size
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.regression < math.inf:
+            raise Refusal(f"--objective.regression expected a weight of 0 or more, got {self.regression}: 0 is none")
         if self.anchors == "stored" and self.start == "random":
             raise Refusal("--objective.anchors stored expected --objective.start empty, got random: leave one out")
 
@@ -53,7 +63,7 @@ class Config(BankConfig):
 
 
 class Objective:
-    """A bank of targets, and the divergence of a batch over it."""
+    """A bank of targets, the divergence of a batch over it, and a linear head for the regression."""
 
     momentum: float | None = None  # anchors are the teacher's: no keys are needed
     space = "teacher"
@@ -71,7 +81,13 @@ class Objective:
     ):
         del width  # the teacher's: a projector has brought it there
         refuse_path(config.path, device, config.temperature)
-        self.config = config
+        self.config, self.group = config, group
+        self.within_batch = config.regression > 0  # through its means and variances
+        self.trained = None
+        if config.regression:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.trained = nn.Linear(target_width, target_width)
         self.temperature = config.temperature  # a number before the first step: see calibration
         self.centre = torch.zeros(target_width, device=device)
         self.stored_anchors = config.anchors == "stored"
@@ -94,21 +110,26 @@ class Objective:
         return functional.normalize(rows.float() - self.centre.to(rows.device), dim=1)
 
     def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        """(B, D_t) projected unit rows with gradient, (B, D_t) unit rows, (B,) samples -> scalar in nats."""
+        """(B, D_t) projected unit rows with gradient, (B, D_t) unit rows, (B,) samples -> scalar."""
         masked = self.config.same_image == "mask"
-        anchors, target = self.bank.anchors("target"), self.seen(target.detach())
-        return anchor_kl(
+        anchors, seen = self.bank.anchors("target"), self.seen(target.detach())
+        loss = anchor_kl(
             query,
             anchors,
-            target,
+            seen,
             anchors,
             temperature=float(self.temperature),
             index=index if masked else None,
             anchor_index=self.bank.index if masked else None,
-            own=(target, target) if self.config.own_anchor == "compared" else None,
+            own=(seen, seen) if self.config.own_anchor == "compared" else None,
             group=self.bank.group,
             path=self.config.path,
         )
+        if self.trained is None:
+            return loss
+        rows = self.trained(query.to(self.trained.weight.dtype))
+        distance = standardised_distance(whole(rows, self.group), whole(target.detach().float(), self.group))
+        return loss + self.config.regression * distance
 
     def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:
         """Write the targets of the batch, that of all processes, into the bank; to be called after backward."""
