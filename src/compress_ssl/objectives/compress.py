@@ -6,8 +6,8 @@ with z the student's projected row through a linear head and y the teacher's row
 batch (regression_bn.py). Similarities say which images are near, the regression where in the space they lie. It
 learns much sooner and looks at no anchor; they bring the projected row into the teacher's own space, whose index can
 then be queried. What was measured, and what did not help and is therefore off: docs/results/compress.md.
-Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 3 (1q) and Sec. 4 (its baseline Reg-BN). The temperature
-is that at which a row has 2 % of the anchors as neighbours (calibration.py), so one default suits any teacher.
+Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 3 (1q) and Sec. 4 (its baseline Reg-BN). The
+temperature is that at which a row has 2 % of the anchors as neighbours (calibration.py): one default for any teacher.
 Off by default: with m the mean of the teacher's rows,
 
     t' = (t - m) / |t - m|      a_j' likewise      centre mean: t' and a_j' stand for t and a_j in the similarities
