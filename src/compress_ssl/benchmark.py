@@ -57,6 +57,7 @@ class Config:
     # random views of each image stored for all runs to share, and replayed; live: every run asks the teacher itself (0
     # is the same); cached: the centre view alone is stored, the student sees others (the paper's way)
     views: Views = "live"
+    # by which every student is scored: files of evaluations/
     evaluations: tuple[str, ...] = ("nearest_neighbour", "linear_probe", "cluster_alignment", "neighbour_overlap")
     protocols: Protocols = field(default_factory=Protocols)
     devices: tuple[str, ...] = ("auto",)  # one run at a time on each: cpu cpu, cuda:0 cuda:1
@@ -84,6 +85,10 @@ def run(config: Config) -> Path:
     for name in ("data", "teacher"):
         if getattr(config, name) is None:
             raise Refusal(f"expected --{name}, got nothing for it: see compress-ssl benchmark --help")
+    for name in ("student", "checkpoints", "config.yaml", "manifest.json"):
+        if (config.out / name).exists():
+            raise Refusal(f"--out expected a new folder or one that a benchmark began, got {config.out}, which holds "
+                          f"{name} of another run: name another")  # fmt: skip
     for evaluation in config.evaluations:
         evaluations.find(evaluation)
     devices = _devices(config.devices)

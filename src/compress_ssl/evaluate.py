@@ -536,7 +536,7 @@ def _projectors(asked: str | None, named: dict[str, str], console: Console) -> d
             found[name] = projector
     if asked is not None and not found:
         raise Refusal(f"--projector expected a student with a projector into its teacher's space (trained by "
-                      f"compress_1q or regression) after the first model, got {asked} and none: leave it "
+                      f"compress, compress_1q, regression …) after the first model, got {asked} and none: leave it "
                       "out")  # fmt: skip
     return found
 

@@ -156,7 +156,7 @@ def choose_projector(kept: list[Kept], asked: str, *, option: str, student: str)
     if not into:
         why = "its projector leads to a space of its own" if kept else "without"
         raise Refusal(f"{option} {asked} expected a student with a projector into its teacher's space (trained by "
-                      f"compress_1q or regression), got {student}, {why}: use --space own")  # fmt: skip
+                      f"compress, compress_1q, regression …), got {student}, {why}: use --space own")  # fmt: skip
     if asked == "teacher" and len(into) == 1:
         return into[0]
     by_number = [one for number, one in enumerate(into, 1) if asked in (str(number), f"teacher_{number}")]

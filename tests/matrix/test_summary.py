@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from compress_ssl.matrix import pages, results
 from compress_ssl.matrix.results import Result
@@ -165,3 +167,16 @@ def test_headings_are_short():
     """Ten columns fit no terminal otherwise."""
     found = [heading(name) for name in ("nearest_neighbour", "nearest_neighbour_20", "neighbour_overlap_10", "cka")]
     assert found == ["1-NN", "20-NN", "kept@10", "cka"]
+
+
+def test_a_terminal_gets_the_main_scores_whole():
+    """Eleven columns squeezed into eighty characters show two digits of each."""
+    names = ["nearest_neighbour", "nearest_neighbour_20", "linear_probe", "cluster_alignment", "minutes"]
+    names += [f"neighbour_overlap_{count}" for count in (1, 5, 10, 50)]
+    many = [result("seed", seed, 0.25, metric=name) for name in names for seed in range(3)]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(pages.rich_table(summaries(many)[0]))
+    told = console.export_text()
+    assert all(heading in told for heading in ("1-NN", "linear", "CA", "kept@10", "25.0 ± 0.0", "table.md"))
+    assert "kept@50" not in told
+    assert "…" not in told

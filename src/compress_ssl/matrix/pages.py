@@ -66,18 +66,27 @@ def page(summaries: Sequence[Summary], missing: Sequence[str] = (), drawings: Se
     )
 
 
+MAIN = ("nearest_neighbour", "linear_probe", "cluster_alignment", "neighbour_overlap_10")  # in a terminal
+
+
 def rich_table(summary: Summary) -> RichTable:
-    """As a terminal shows it: narrower, each student's name above its rows."""
+    """As a terminal shows it: narrower, each student's name above its rows; of many scores the main ones."""
+    main = [number for number, metric in enumerate(summary.metrics) if metric in MAIN]
+    shown = range(len(summary.metrics)) if len(summary.metrics) <= len(MAIN) else main[: len(MAIN)]
     table = RichTable(title=summary.dataset, header_style="bold", title_justify="left")
-    for number, name in enumerate(summary.headings[1:]):
-        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
+    table.add_column("objective", no_wrap=True)
+    for name in ("n", *(summary.headings[3 + number] for number in shown)):
+        table.add_column(name, justify="right", no_wrap=True)
+    if len(shown) < len(summary.metrics):
+        table.caption = "more scores are in table.md"
     before = None
     for line in summary.lines:
-        (student, _), (objective, _), *cells = _cells(summary, line)
+        (student, _), (objective, _), count, *scores = _cells(summary, line)
         if line.student != before:
             table.add_section()
             table.add_row(Text(student, style="italic"))
         before = line.student
+        cells = [count, *(scores[number] for number in shown)]
         table.add_row(f"  {objective}", *(Text(cell, style="bold" if bold else "") for cell, bold in cells))
     return table
 

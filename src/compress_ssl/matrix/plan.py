@@ -181,8 +181,8 @@ class Matrix:
             inner = [part for group in ("training", "hardware") if isinstance(part := layer.get(group), dict)]
             for name in OWN:
                 if any(name in part for part in (layer, *inner)):
-                    raise Refusal(f"{where} expected options of a training, got {name}, which is the benchmark's own: "
-                                  "leave it out")  # fmt: skip
+                    raise Refusal(f"{where} and common expected options of a training, got {name}, which is the "
+                                  "benchmark's own: leave it out, or use --devices and --seeds")  # fmt: skip
         own: dict[str, Any] = {"data": self.data, "out": str(self.out / "runs"), "accelerator": self.accelerator}
         own |= {"teacher": self.teacher} if kind is distill.Config else {}
         try:
