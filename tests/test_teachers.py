@@ -254,7 +254,8 @@ def test_two_processes_train_an_mlp_with_batch_norm_for_two_teachers(home: Path,
     command = [sys.executable, "-m", "compress_ssl.cli", "distill", "--teacher", *both,
                "--data", str(home / "photos"), "--student", "compress/resnet10_small_w8", "--out", str(run),
                "--projector.kind", "mlp", "--epochs", "0.7", "--batch-size", "16", "--devices", "2", "--accelerator",
-               "cpu", "--precision", "32", "--workers", "0", "--held-out", "60", "--log-every-steps", "1"]  # fmt: skip
+               "cpu", "--precision", "32", "--workers", "0", "--held-out", "60", "--log-every-steps", "1",
+               "--objective", "compress_2q"]  # fmt: skip
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
     told = subprocess.run(command, capture_output=True, text=True, env=alone, timeout=200)
     assert told.returncode == 0, told.stderr

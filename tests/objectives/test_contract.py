@@ -282,7 +282,7 @@ def test_a_bank_in_host_memory_trains_as_one_on_the_gpu(
             query.requires_grad_()
             loss = loss_of(objective, query, target, index)
             loss.backward()
-            found.append((home, float(loss), query.grad.cpu()))
+            found.append((home, float(loss.detach()), query.grad.cpu()))
             objective.update(query, target, index)
     for (_, loss, gradient), (_, other, others) in zip(found[:6], found[6:], strict=True):
         assert loss == other
