@@ -35,7 +35,7 @@ class Objective:
 
     def __init__(
         self,
-        config: Config,
+        config: Any,
         *,
         width: int,
         target_width: int,

@@ -13,12 +13,8 @@ both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor
-from torch.distributed import ProcessGroup
-
+from compress_ssl.objectives import regression
 from compress_ssl.projector import ProjectorConfig
 
 
@@ -29,39 +25,7 @@ class Config:
     name: str = "simreg"
 
 
-class Objective:
-    """Squared distance of unit rows; it keeps nothing."""
+class Objective(regression.Objective):
+    """That of regression.py; what differs is the projector."""
 
-    momentum: float | None = None  # there are no anchors: no keys are needed
-    stored_anchors = False
-    space = "teacher"
-    temperature = None
     projector = ProjectorConfig(kind="mlp", layers=4)
-
-    def __init__(
-        self,
-        config: Config,
-        *,
-        width: int,
-        target_width: int,
-        images: int,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        group: ProcessGroup | None = None,
-    ):
-        del width, target_width, images, device, seed, group  # each process needs its own rows alone
-        self.config = config
-
-    def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        """(B, D_t) projected unit rows with gradient, (B, D_t) unit rows, (B,) samples -> scalar in [0, 4]."""
-        del index
-        return (query.float() - target.detach().float()).square().sum(dim=1).mean()
-
-    def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:
-        """Nothing is kept of a step."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state, state.keys()
