@@ -55,11 +55,13 @@ class Variant:
     mixup: float = 0.0
 
 
-AUTO = {"temperature": "auto"}
+AUTO = {"temperature": "auto", "regression": 0.0}
 VARIANTS = {
     "1q": Variant(),
     "2q, momentum 0.9": Variant("compress_2q", {"momentum": 0.9}),
     "SEED": Variant("seed"),
+    "Reg-BN": Variant("regression_bn"),
+    "auto, and 4 x Reg-BN": Variant("compress"),
     "auto temperature": Variant("compress", AUTO),
     "auto, 5 %": Variant("compress", {**AUTO, "perplexity": 0.05}),
     "auto, centred": Variant("compress", {**AUTO, "centre": "mean"}),
@@ -137,7 +139,9 @@ def train(variant: Variant, seen: Seen, *, student: str, seed: int, images: int)
         objective.fill(seen.rows["train"], torch.arange(count))
     model = Student(encoder, ends.build()).train().to(memory_format=torch.channels_last)
     momentum = Momentum(model, objective.momentum)
-    optimizer = optim.optimizer(model.parameters(), optim.OptimizerConfig(name="adamw", learning_rate=6e-3))
+    trained = getattr(objective, "trained", None)
+    weights = [*model.parameters(), *([] if trained is None else trained.parameters())]
+    optimizer = optim.optimizer(weights, optim.OptimizerConfig(name="adamw", learning_rate=6e-3))
     schedule, steps, a_pass = optim.ScheduleConfig(name="cosine"), images // BATCH, count // BATCH
     mean = functional.normalize(seen.view_rows.sum(dim=0) + seen.rows["train"])
     order = np.arange(count)
