@@ -215,6 +215,12 @@ def open_bank(
     return bank
 
 
+def compared(config: BankConfig, bank: Bank, index: Tensor) -> dict[str, Any]:
+    """What `similarity.anchor_kl` needs to know of the bank beside its anchors; index: (B,) samples of the queries."""
+    samples = {"index": index, "anchor_index": bank.index} if config.same_image == "mask" else {}
+    return {**samples, "group": bank.group, "path": config.path}
+
+
 def _empty(count: int, width: int, dtype: torch.dtype, device: torch.device, pinned: bool) -> Anchors:
     rows = torch.zeros(count, width, device=device, dtype=dtype, pin_memory=pinned)
     if dtype != torch.int8:

@@ -78,3 +78,17 @@ def test_a_student_temperature_that_divides_by_nothing_is_refused() -> None:
     """A typing error would show as NaN in the first step."""
     with pytest.raises(Refusal, match=r"--objective.student-temperature expected more than 0, got 0"):
         Config(student_temperature=0)
+
+
+def test_the_whole_table_of_a_stored_teacher_can_be_the_anchors(unit) -> None:
+    """An option of the bank's would be parsed and ignored, or the batch written over the table."""
+    table = unit(7, 9, seed=1)
+    objective = Objective(Config(anchors="stored", bank_size=2), width=5, target_width=9, images=7)
+    objective.fill(table, torch.arange(7))
+    objective.update(unit(3, 9, seed=5), unit(3, 9, seed=6), torch.arange(3))
+    assert torch.equal(objective.bank.anchors("target"), table)
+    query, target, index = unit(2, 9, seed=2), unit(2, 9, seed=3), torch.tensor([6, 0])
+    others = torch.stack([torch.cat([table[:6], target[:1]]), torch.cat([table[1:], target[1:]])])
+    log_q = (others @ query[:, :, None]).squeeze(2).div(0.2).log_softmax(dim=1)
+    p = (others @ target[:, :, None]).squeeze(2).div(0.01).softmax(dim=1)
+    assert float(objective(query, target, index)) == pytest.approx(float(-(p * log_q).sum(dim=1).mean()), rel=1e-5)

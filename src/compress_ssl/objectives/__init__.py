@@ -2,7 +2,8 @@
 
 Each file has `Config` (whose `name` is the file's) and `Objective`:
 
-    Objective(config, width=…, target_width=…, images=…, device=…, seed=…, group=…), width and target_width of the rows
+    Objective(config, width=…, target_width=…, images=…, device=…, seed=…, group=…), width and target_width of the rows;
+                          each names what it needs and leaves the rest in **_
     temperature           "auto" is replaced by a number before the first step (calibration.py), from config.perplexity;
                           None: there is none
     bank.size             anchors at most, where there is a bank

@@ -58,14 +58,12 @@ class Objective:
         self,
         config: Config,
         *,
-        width: int,
         target_width: int,
         images: int,
         device: torch.device | str = "cpu",
-        seed: int = 0,
         group: ProcessGroup | None = None,
+        **_: Any,
     ):
-        del width, seed  # the teacher's: a projector has brought it there; nothing is random
         self.config, self.group = config, group
         self.temperature = config.temperature  # a number before the first step: see calibration
         self.bank = Bank(min(config.bank_size, images), {"target": target_width}, device=device)

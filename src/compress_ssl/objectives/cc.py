@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from compress_ssl.clustering import k_means
@@ -62,13 +61,11 @@ class Objective:
         config: Config,
         *,
         width: int,
-        target_width: int,
         images: int,
         device: torch.device | str = "cpu",
         seed: int = 0,
-        group: ProcessGroup | None = None,
+        **_: Any,
     ):
-        del target_width, group  # each process needs its own rows alone
         self.config, self.seed = config, seed
         wanted = config.clusters or min(max(images // IMAGES_PER_CLUSTER, 2), MOST)
         self.clusters = min(wanted, images)

@@ -23,7 +23,7 @@ then not divided out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -31,16 +31,17 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from compress_ssl.bank import BankConfig, open_bank
+from compress_ssl.bank import compared
 from compress_ssl.calibration import Temperature
+from compress_ssl.objectives import compress_1q
 from compress_ssl.objectives.regression_bn import standardised_distance
 from compress_ssl.refusal import Refusal
-from compress_ssl.similarity import anchor_kl, refuse_path
+from compress_ssl.similarity import anchor_kl
 from compress_ssl.whole_batch import whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(BankConfig):
+class Config(compress_1q.Config):
     """Defaults chosen on two data sets, docs/results/compress.md."""
 
     name: str = "compress"
@@ -48,52 +49,40 @@ class Config(BankConfig):
     regression: float = 4.0  # weight of the standardised regression; 0: similarities alone, and --accumulate works
     centre: Literal["none", "mean"] = "none"  # what is taken from the teacher's rows before they are compared
     own_anchor: Literal["left_out", "compared"] = "left_out"  # the query's own target, beside those of the bank
-    anchors: Literal["recent", "stored"] = "recent"  # stored: the whole table of a stored teacher, whatever bank_size
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.regression < math.inf:
             raise Refusal(f"--objective.regression expected a weight of 0 or more, got {self.regression}: 0 is none")
-        if self.anchors == "stored" and self.start == "random":
-            raise Refusal("--objective.anchors stored expected --objective.start empty, got random: leave one out")
 
     def share_of(self, anchors: int) -> float:
         """Share of so many anchors that are to be neighbours: the perplexity asked for, of few images two at least."""
         return max(self.perplexity, min(2 / anchors, 0.99))
 
 
-class Objective:
-    """A bank of targets, the divergence of a batch over it, and a linear head for the regression."""
+class Objective(compress_1q.Objective):
+    """1q's bank, the divergence of a batch over it, and a linear head for the regression."""
 
-    momentum: float | None = None  # anchors are the teacher's: no keys are needed
-    space = "teacher"
+    config: Config
 
     def __init__(
         self,
         config: Config,
         *,
-        width: int,
         target_width: int,
-        images: int,
         device: torch.device | str = "cpu",
         seed: int = 0,
         group: ProcessGroup | None = None,
+        **how: Any,
     ):
-        del width  # the teacher's: a projector has brought it there
-        refuse_path(config.path, device, config.temperature)
-        self.config, self.group = config, group
+        super().__init__(config, target_width=target_width, device=device, seed=seed, group=group, **how)
+        self.group, self.centre = group, torch.zeros(target_width, device=device)
         self.within_batch = config.regression > 0  # through its means and variances
         self.trained = None
         if config.regression:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.trained = nn.Linear(target_width, target_width)
-        self.temperature = config.temperature  # a number before the first step: see calibration
-        self.centre = torch.zeros(target_width, device=device)
-        self.stored_anchors = config.anchors == "stored"
-        if self.stored_anchors:
-            config = replace(config, bank_size=images)
-        self.bank = open_bank(config, {"target": target_width}, images=images, device=device, seed=seed, group=group)
 
     def centre_on(self, mean: Tensor) -> None:
         """Take the mean (D_t,) of the teacher's unit rows; before the first step."""
@@ -111,20 +100,10 @@ class Objective:
 
     def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
         """(B, D_t) projected unit rows with gradient, (B, D_t) unit rows, (B,) samples -> scalar."""
-        masked = self.config.same_image == "mask"
         anchors, seen = self.bank.anchors("target"), self.seen(target.detach())
-        loss = anchor_kl(
-            query,
-            anchors,
-            seen,
-            anchors,
-            temperature=float(self.temperature),
-            index=index if masked else None,
-            anchor_index=self.bank.index if masked else None,
-            own=(seen, seen) if self.config.own_anchor == "compared" else None,
-            group=self.bank.group,
-            path=self.config.path,
-        )
+        own = (seen, seen) if self.config.own_anchor == "compared" else None
+        how = compared(self.config, self.bank, index)
+        loss = anchor_kl(query, anchors, seen, anchors, temperature=float(self.temperature), own=own, **how)
         if self.trained is None:
             return loss
         rows = self.trained(query.to(self.trained.weight.dtype))
@@ -132,22 +111,15 @@ class Objective:
         return loss + self.config.regression * distance
 
     def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:
-        """Write the targets of the batch, that of all processes, into the bank; to be called after backward."""
-        del key
-        if not self.stored_anchors:
-            self.bank.write(index, target=self.seen(target))
+        super().update(key, self.seen(target), index)
 
     def fill(self, target: Tensor, index: Tensor) -> None:
-        """Take (B, D_t) stored targets as anchors, for good; call it until the table is in, after `centre_on`."""
-        self.bank.write(index, target=self.seen(target))
+        """As 1q; after `centre_on`."""
+        super().fill(self.seen(target), index)
 
     def state_dict(self) -> dict[str, Any]:
-        """Without anchors that a table holds already."""
-        bank = {} if self.stored_anchors else self.bank.state_dict()
-        return bank | {"temperature": self.temperature, "centre": self.centre}
+        return super().state_dict() | {"centre": self.centre}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if not self.stored_anchors:
-            self.bank.load_state_dict(state)
-        self.temperature = state["temperature"]
+        super().load_state_dict(state)
         self.centre = state["centre"].to(self.centre)

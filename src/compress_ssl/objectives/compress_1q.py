@@ -3,7 +3,8 @@
 Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 3: one queue, one linear layer
 student_dim -> teacher_dim that is dropped after training (kept beside the student here: with it, an index of teacher
 embeddings can be queried; projector.py has others).
-Relations: 2q keeps a bank of the student's own rows instead and needs no projector.
+Relations: 2q keeps a bank of the student's own rows instead and needs no projector. compress.py, seed.py and tokens.py
+are this bank with another loss over it.
 Differs from the authors' code as compress_2q does. Beyond the paper: where the teacher's embeddings are stored, all of
 them can be the anchors from the first step on, without a ring (`anchors`).
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from compress_ssl.bank import BankConfig, open_bank
+from compress_ssl.bank import BankConfig, compared, open_bank
 from compress_ssl.refusal import Refusal
 from compress_ssl.similarity import anchor_kl, refuse_path
 
@@ -45,14 +46,13 @@ class Objective:
         self,
         config: Config,
         *,
-        width: int,
         target_width: int,
         images: int,
         device: torch.device | str = "cpu",
         seed: int = 0,
         group: ProcessGroup | None = None,
+        **_: Any,
     ):
-        del width  # the teacher's: a projector has brought it there
         refuse_path(config.path, device, config.temperature)
         self.config, self.width = config, target_width
         self.temperature = config.temperature  # a number before the first step: see calibration
@@ -63,19 +63,8 @@ class Objective:
 
     def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
         """(B, D_t) projected unit rows with gradient, (B, D_t) unit rows, (B,) samples -> scalar in nats."""
-        masked = self.config.same_image == "mask"
-        anchors = self.bank.anchors("target")
-        return anchor_kl(
-            query,
-            anchors,
-            target,
-            anchors,
-            temperature=float(self.temperature),
-            index=index if masked else None,
-            anchor_index=self.bank.index if masked else None,
-            group=self.bank.group,
-            path=self.config.path,
-        )
+        anchors, how = self.bank.anchors("target"), compared(self.config, self.bank, index)
+        return anchor_kl(query, anchors, target, anchors, temperature=float(self.temperature), **how)
 
     def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:
         """Write the targets of the batch, that of all processes, into the bank; to be called after backward."""

@@ -1,7 +1,8 @@
 """CompRess-2q: match the teacher's similarities to shared anchors, each model in its own space.
 
 Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 3.
-Relations: 1q puts the student in the teacher's space (query an existing index); 2q leaves it its own width.
+Relations: 1q puts the student in the teacher's space (query an existing index); 2q leaves it its own width. isd.py is
+this bank with a second divergence over it.
 Differs from the authors' code: the bank is written after backward; same values, no copy of the bank. Rows that are not
 filled yet and anchors of the query's own image are not compared (`start`, `same_image` bring the authors' way back).
 """
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from compress_ssl.bank import BankConfig, open_bank
+from compress_ssl.bank import BankConfig, compared, open_bank
 from compress_ssl.similarity import anchor_kl, refuse_path
 
 
@@ -52,18 +53,9 @@ class Objective:
 
     def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
         """(B, D_s) unit rows with gradient, (B, D_t) unit rows, (B,) samples -> scalar in nats."""
-        masked = self.config.same_image == "mask"
-        return anchor_kl(
-            query,
-            self.bank.anchors("key"),
-            target,
-            self.bank.anchors("target"),
-            temperature=float(self.temperature),
-            index=index if masked else None,
-            anchor_index=self.bank.index if masked else None,
-            group=self.bank.group,
-            path=self.config.path,
-        )
+        keys, targets = self.bank.anchors("key"), self.bank.anchors("target")
+        how = compared(self.config, self.bank, index)
+        return anchor_kl(query, keys, target, targets, temperature=float(self.temperature), **how)
 
     def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:
         """Write the batch into the bank, that of all processes; to be called after backward."""

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from compress_ssl.bank import Bank
@@ -115,9 +114,8 @@ class Objective:
         images: int,
         device: torch.device | str = "cpu",
         seed: int = 0,
-        group: ProcessGroup | None = None,
+        **_: Any,  # the group: the bank is the same in every process, the heads' gradients are averaged
     ):
-        del group  # the bank is the same in every process, the heads' gradients are averaged
         self.config, self.temperature = config, config.temperature
         with torch.random.fork_rng(devices=[]):  # alike in every process; the student's weights are drawn as without it
             torch.manual_seed(seed)

@@ -20,19 +20,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
-from compress_ssl.bank import BankConfig, open_bank
+from compress_ssl.bank import compared
 from compress_ssl.calibration import Temperature
-from compress_ssl.quantised import Anchors
+from compress_ssl.objectives import compress_2q
 from compress_ssl.refusal import Refusal
-from compress_ssl.similarity import anchor_kl, refuse_path
+from compress_ssl.similarity import anchor_kl
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(BankConfig):
+class Config(compress_2q.Config):
     """The authors' values, with the teacher beside."""
 
     name: str = "isd"
@@ -47,63 +45,20 @@ class Config(BankConfig):
                           "student alone, 1 the teacher")  # fmt: skip
 
 
-class Objective:
-    """A bank of (key, target) pairs and two divergences of a batch over it."""
+class Objective(compress_2q.Objective):
+    """2q's bank of (key, target) pairs, and two divergences of a batch over it."""
 
-    space = "own"
-    stored_anchors = False  # the slow student's anchors change: no table can hold them
+    config: Config
     reads_key = True
     key_view = "teacher"
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        width: int,
-        target_width: int,
-        images: int,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        group: ProcessGroup | None = None,
-    ):
-        refuse_path(config.path, device, config.temperature)
-        self.config = config
-        self.momentum: float | None = config.momentum
-        self.temperature = config.temperature  # a number before the first step: see calibration
-        widths = {"key": width, "target": target_width}
-        self.bank = open_bank(config, widths, images=images, device=device, seed=seed, group=group)
-
-    def __call__(self, query: Tensor, target: Tensor, index: Tensor, key: Tensor) -> Tensor:
+    def __call__(self, query: Tensor, target: Tensor, index: Tensor, key: Tensor) -> Tensor:  # type: ignore[override]
         """(B, D_s) unit rows with gradient, (B, D_t), (B,) samples, (B, D_s) of the slow student -> scalar in nats."""
         share, keys = self.config.teacher_share, self.bank.anchors("key")
+        how: Any = {"temperature": float(self.temperature), **compared(self.config, self.bank, index)}
         losses = []
         if share < 1:
-            losses.append((1 - share) * self._divergence(query, key.detach().float(), keys, index))
+            losses.append((1 - share) * anchor_kl(query, keys, key.detach().float(), keys, **how))
         if share > 0:
-            losses.append(share * self._divergence(query, target, self.bank.anchors("target"), index))
+            losses.append(share * anchor_kl(query, keys, target, self.bank.anchors("target"), **how))
         return sum(losses[1:], start=losses[0])
-
-    def _divergence(self, query: Tensor, followed: Tensor, anchors: Anchors, index: Tensor) -> Tensor:
-        masked = self.config.same_image == "mask"
-        return anchor_kl(
-            query,
-            self.bank.anchors("key"),
-            followed,
-            anchors,
-            temperature=float(self.temperature),
-            index=index if masked else None,
-            anchor_index=self.bank.index if masked else None,
-            group=self.bank.group,
-            path=self.config.path,
-        )
-
-    def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:
-        """Write the batch into the bank, that of all processes; to be called after backward."""
-        self.bank.write(index, key=key.detach().float(), target=target.float())
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.bank.state_dict() | {"temperature": self.temperature}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bank.load_state_dict(state)
-        self.temperature = state["temperature"]

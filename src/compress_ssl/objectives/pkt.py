@@ -39,18 +39,7 @@ class Objective:
     temperature = None
     within_batch = True
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        width: int,
-        target_width: int,
-        images: int,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        group: ProcessGroup | None = None,
-    ):
-        del width, target_width, images, device, seed
+    def __init__(self, config: Config, *, group: ProcessGroup | None = None, **_: Any):
         self.config, self.group = config, group
 
     def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:

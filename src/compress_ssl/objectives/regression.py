@@ -4,8 +4,8 @@ Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020, Sec. 4 (baselines); 
 al., ICLR 2015), for the embedding alone.
 Relations: like 1q the student is projected into the teacher's space by one linear layer, which is kept beside it: an
 index of teacher rows can be queried. Nothing else is compared: no anchors, no temperature, no bank.
-Differs from the paper's better baseline "Reg-BN", which normalises each dimension over the batch first: a file of its
-own one day. The paper, ResNet-18 from MoCo's ResNet-50: Reg 41.7, Reg-BN 47.3, 1q 53.5 (% by nearest neighbour).
+The paper's better baseline "Reg-BN", which normalises each dimension over the batch first, is regression_bn.py.
+The paper, ResNet-18 from MoCo's ResNet-50: Reg 41.7, Reg-BN 47.3, 1q 53.5 (% by nearest neighbour).
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +31,8 @@ class Objective:
     space = "teacher"
     temperature = None
 
-    def __init__(
-        self,
-        config: Any,
-        *,
-        width: int,
-        target_width: int,
-        images: int,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        group: ProcessGroup | None = None,
-    ):
-        del width, target_width, images, device, seed, group  # each process needs its own rows alone
-        self.config = config
+    def __init__(self, config: Any, **_: Any):
+        self.config = config  # each process needs its own rows alone
 
     def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
         """(B, D_t) projected unit rows with gradient, (B, D_t) unit rows, (B,) samples -> scalar in [0, 4]."""

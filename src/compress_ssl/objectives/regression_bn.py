@@ -49,12 +49,10 @@ class Objective:
         *,
         width: int,
         target_width: int,
-        images: int,
-        device: torch.device | str = "cpu",
         seed: int = 0,
         group: ProcessGroup | None = None,
+        **_: Any,
     ):
-        del images, device  # whoever trains brings the head to its device
         self.config, self.group = config, group
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -14,21 +14,19 @@ starts empty, not random (`start random`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
-from compress_ssl.bank import BankConfig, open_bank
+from compress_ssl.bank import compared
 from compress_ssl.calibration import Temperature
+from compress_ssl.objectives import compress_1q
 from compress_ssl.projector import ProjectorConfig
 from compress_ssl.refusal import Refusal
-from compress_ssl.similarity import anchor_cross_entropy, refuse_path
+from compress_ssl.similarity import anchor_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(BankConfig):
+class Config(compress_1q.Config):
     """The paper's values."""
 
     name: str = "seed"
@@ -43,34 +41,14 @@ class Config(BankConfig):
                           "paper's is 0.2")  # fmt: skip
 
 
-class Objective:
-    """A bank of targets and the cross-entropy of a batch over it and each query's own target."""
+class Objective(compress_1q.Objective):
+    """1q's bank of targets, and the cross-entropy of a batch over it and each query's own target."""
 
-    momentum: float | None = None  # anchors are the teacher's: no keys are needed
-    space = "teacher"
-    stored_anchors = False
+    config: Config
     projector = ProjectorConfig(kind="mlp", layers=2, batch_norm=False)
-
-    def __init__(
-        self,
-        config: Config,
-        *,
-        width: int,
-        target_width: int,
-        images: int,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        group: ProcessGroup | None = None,
-    ):
-        del width  # the teacher's: a projector has brought it there
-        refuse_path(config.path, device, config.temperature)
-        self.config = config
-        self.temperature = config.temperature  # the teacher's; a number before the first step: see calibration
-        self.bank = open_bank(config, {"target": target_width}, images=images, device=device, seed=seed, group=group)
 
     def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
         """(B, D_t) projected unit rows with gradient, (B, D_t) unit rows, (B,) samples -> scalar in nats."""
-        masked = self.config.same_image == "mask"
         anchors, target = self.bank.anchors("target"), target.detach()
         return anchor_cross_entropy(
             query,
@@ -79,21 +57,6 @@ class Objective:
             anchors,
             temperature=self.config.student_temperature,
             target_temperature=float(self.temperature),
-            index=index if masked else None,
-            anchor_index=self.bank.index if masked else None,
             own=(target, target),
-            group=self.bank.group,
-            path=self.config.path,
+            **compared(self.config, self.bank, index),
         )
-
-    def update(self, key: Tensor, target: Tensor, index: Tensor) -> None:
-        """Write the targets of the batch, that of all processes, into the bank; to be called after backward."""
-        del key
-        self.bank.write(index, target=target.float())
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.bank.state_dict() | {"temperature": self.temperature}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bank.load_state_dict(state)
-        self.temperature = state["temperature"]
