@@ -11,8 +11,9 @@ import torch
 
 from compress_ssl.draws import balanced_draw
 from compress_ssl.evaluations import Embedded, few_labels
-from compress_ssl.evaluations.few_labels import Config, choose_weight_decay, evaluate, fit, unfit
+from compress_ssl.evaluations.few_labels import Config, choose_weight_decay, evaluate, unfit
 from compress_ssl.refusal import Refusal
+from compress_ssl.softmax_regression import softmax_regression
 
 pytestmark = pytest.mark.filterwarnings("error:::compress_ssl")
 
@@ -97,9 +98,9 @@ def test_the_test_labels_choose_nothing(
 
         def spy(*args: object, weight_decay: float, **options: object) -> object:
             decays.append(weight_decay)
-            return fit(*args, weight_decay=weight_decay, **options)
+            return softmax_regression(*args, weight_decay=weight_decay, **options)
 
-        monkeypatch.setattr(few_labels, "fit", spy)
+        monkeypatch.setattr(few_labels, "softmax_regression", spy)
 
     shuffled = replace(embedded.test, labels=embedded.test.labels[::-1].copy())
     config = Config(shares=(0.05,), repeats=2)
@@ -122,23 +123,6 @@ def test_more_labels_help_and_all_of_them_are_the_linear_probe(make_embedded: Ca
     assert found["few_labels_100"] == pytest.approx(probe, abs=1.5 / 211)
     assert found["few_labels_100_std"] == pytest.approx(0, abs=1e-2)
     assert "few_labels_2_top_5" not in found, "always right with five classes"
-
-
-@pytest.mark.parametrize("count", [23, 101])
-@pytest.mark.parametrize("decay", [1e-2, 1.0])
-def test_the_layer_is_scikit_learns_whether_rows_or_dimensions_are_more(count: int, decay: float) -> None:
-    """The short cut through the rows' own space would be another regression."""
-    from sklearn.linear_model import LogisticRegression
-
-    generator = np.random.default_rng(0)
-    rows = generator.standard_normal((count, 67)).astype(np.float32)
-    targets = generator.integers(0, 3, count)
-    weight, bias = fit(torch.from_numpy(rows), torch.from_numpy(targets), classes=3, weight_decay=decay)
-    judge = LogisticRegression(C=1 / (count * decay), tol=1e-10, max_iter=10_000).fit(rows.astype(np.float64), targets)
-    scale = np.abs(judge.coef_).max()
-    np.testing.assert_allclose(weight, judge.coef_, atol=1e-3 * scale)
-    np.testing.assert_allclose(bias - bias.mean(), judge.intercept_ - judge.intercept_.mean(), atol=1e-3)
-    assert weight.dtype == bias.dtype == torch.float32
 
 
 def test_one_image_a_class_leaves_nothing_to_hold_out() -> None:

@@ -24,9 +24,9 @@ from torch.nn import functional
 
 from compress_ssl.draws import balanced_draw
 from compress_ssl.evaluations import Embedded, labelled_rows, tensor, unknown_rows
-from compress_ssl.evaluations.linear_probe import softmax_regression, standardiser
 from compress_ssl.metrics import top_k_accuracy
 from compress_ssl.refusal import Refusal
+from compress_ssl.softmax_regression import softmax_regression, standardiser
 
 ON_REQUEST = True
 TOP = 5  # and only where there are more classes than that
@@ -90,7 +90,7 @@ def _fit(rows: Tensor, drawn: np.ndarray, mean: Tensor, scale: Tensor, config: C
     at = torch.from_numpy(targets).to(rows.device)
     decay = choose_weight_decay(labelled, at, folds=(targets + order) % min(config.folds, drawn.shape[1]),
                                 classes=len(drawn), weight_decays=config.weight_decays)  # fmt: skip
-    return fit(labelled, at, classes=len(drawn), weight_decay=decay)
+    return softmax_regression(labelled, at, classes=len(drawn), weight_decay=decay)
 
 
 def choose_weight_decay(
@@ -110,24 +110,7 @@ def choose_weight_decay(
     for fold in np.unique(folds):
         held = torch.from_numpy(folds == fold).to(rows.device)
         for decay in decays:
-            weight, bias = fit(rows[~held], targets[~held], classes=classes, weight_decay=decay)
+            weight, bias = softmax_regression(rows[~held], targets[~held], classes=classes, weight_decay=decay)
             predicted = functional.linear(rows[held], weight, bias).argmax(dim=1)
             right[decay] += int((predicted == targets[held]).sum())
     return max(decays, key=lambda decay: (right[decay], decay))
-
-
-def fit(rows: Tensor, targets: Tensor, *, classes: int, weight_decay: float) -> tuple[Tensor, Tensor]:
-    """`softmax_regression`; with fewer rows than dimensions in the space that they span, where the optimum lies.
-
-    That is small enough for float64, whose line searches need a third of the passes that float32's do.
-
-    Args:
-        rows: (N, D) float32, standardised; not changed.
-        targets: (N,) int64 in [0, classes).
-    Returns: weight (classes, D) and bias (classes,), float32.
-    """
-    if len(rows) >= rows.shape[1]:
-        return softmax_regression(rows, targets, classes=classes, weight_decay=weight_decay)
-    basis, coordinates = torch.linalg.qr(rows.double().T)  # (D, N), (N, N)
-    weight, bias = softmax_regression(coordinates.T.contiguous(), targets, classes=classes, weight_decay=weight_decay)
-    return (weight @ basis.T).to(rows.dtype), bias.to(rows.dtype)

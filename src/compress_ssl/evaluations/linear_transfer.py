@@ -24,14 +24,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import torch
 from torch.nn import functional
 
 from compress_ssl.embeddings import Embeddings
 from compress_ssl.evaluations import Embedded, labelled_rows, tensor
-from compress_ssl.evaluations.linear_probe import softmax_regression, standardiser
 from compress_ssl.metrics import accuracy, per_class_accuracy
 from compress_ssl.refusal import Refusal
+from compress_ssl.softmax_regression import softmax_regression, standardiser
 
 ON_REQUEST = True  # ten times the time of a linear probe; `evaluate --on` asks for it
 
@@ -98,24 +97,13 @@ def choose_weight_decay(train: Embeddings, config: Config, *, device: str = "cpu
 
 
 def fit(train: Embeddings, *, weight_decay: float, device: str = "cpu") -> Callable[[Embeddings], np.ndarray]:
-    """Rows -> (N,) predicted labels, by the regression on standardised rows of `train`.
-
-    With fewer images than dimensions the weights lie in the span of the images, and lengths do not change with the
-    axes: the regression is solved along axes of that span, to the same optimum. Solving for 9216 dimensions and 47
-    images would otherwise factorise a matrix of 9216 × 9216.
-    """
+    """Rows -> (N,) predicted labels, by the regression on standardised rows of `train`."""
     rows = tensor(train.rows, device=device)
     mean, scale = standardiser(rows)
     classes, targets = np.unique(train.labels, return_inverse=True)  # labels may have gaps
-    standardised, axes = (rows - mean).mul_(scale), None
-    if len(rows) < rows.shape[1]:
-        axes, corner = torch.linalg.qr(standardised.T)  # (D, N) and (N, N)
-        standardised = corner.T.contiguous()
     weight, bias = softmax_regression(
-        standardised, tensor(targets, device=device), classes=len(classes), weight_decay=weight_decay
+        (rows - mean).mul_(scale), tensor(targets, device=device), classes=len(classes), weight_decay=weight_decay
     )
-    if axes is not None:
-        weight = weight @ axes.T
 
     def predict(asked: Embeddings) -> np.ndarray:
         logits = functional.linear((tensor(asked.rows, device=device) - mean).mul_(scale), weight, bias)

@@ -1,0 +1,162 @@
+"""The softmax regression against scikit-learn's and against a naive gradient in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from compress_ssl import softmax_regression as solver
+from compress_ssl.softmax_regression import softmax_regression, standardiser
+
+pytestmark = pytest.mark.filterwarnings("error:::compress_ssl")
+
+
+def problem(*, count: int = 211, width: int = 7, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Correlated, standardised rows in float32 and classes that overlap."""
+    generator = np.random.default_rng(seed)
+    targets = generator.integers(0, classes, count)
+    rows = generator.standard_normal((classes, width))[targets] + generator.standard_normal((count, width))
+    rows = rows @ generator.standard_normal((width, width))
+    rows = (rows - rows.mean(axis=0)) / rows.std(axis=0)
+    return rows.astype(np.float32), targets
+
+
+def solve(rows: np.ndarray, targets: np.ndarray, **options: float) -> tuple[np.ndarray, np.ndarray]:
+    found = softmax_regression(
+        torch.from_numpy(rows),
+        torch.from_numpy(targets),
+        classes=int(targets.max()) + 1,
+        **options,
+    )
+    return found[0].double().numpy(), found[1].double().numpy()
+
+
+@pytest.mark.parametrize("weight_decay", [1e-4, 1e-2])
+@pytest.mark.parametrize("classes", [3, 5])
+def test_it_solves_scikit_learns_logistic_regression(classes: int, weight_decay: float) -> None:
+    """A short cut would be reported as the linear probe."""
+    from sklearn.linear_model import LogisticRegression
+
+    rows, targets = problem(classes=classes)
+    weight, bias = solve(rows, targets, weight_decay=weight_decay)
+    judge = LogisticRegression(C=1 / (len(rows) * weight_decay), tol=1e-10, max_iter=10_000)
+    judge.fit(rows.astype(np.float64), targets)
+    scale = np.abs(judge.coef_).max()
+    np.testing.assert_allclose(weight, judge.coef_, atol=2e-3 * scale)
+    np.testing.assert_allclose(bias - bias.mean(), judge.intercept_ - judge.intercept_.mean(), atol=2e-3 * scale)
+    np.testing.assert_array_equal((rows @ weight.T + bias).argmax(axis=1), judge.predict(rows))
+
+
+def test_the_solution_is_where_the_naive_gradient_vanishes() -> None:
+    """Two classes, one of them rare, and dimensions of very different curvature: the optimum would be missed."""
+    rows, targets = problem(count=503, width=23, classes=2)
+    targets[targets == 1] *= np.random.default_rng(1).random(int((targets == 1).sum())) < 0.2
+    rows[:, 3] = rows[:, 5]  # two dimensions that say the same
+    weight, bias = solve(rows, targets, weight_decay=1e-3)
+    logits = rows.astype(np.float64) @ weight.T + bias
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    wrong = odds / odds.sum(axis=1, keepdims=True) - np.eye(2)[targets]
+    assert np.abs(wrong.T @ rows / len(rows) + 1e-3 * weight).max() < 2e-5
+    assert np.abs(wrong.mean(axis=0)).max() < 2e-5
+    np.testing.assert_allclose(weight[:, 3], weight[:, 5], atol=1e-3)
+
+
+def test_more_dimensions_than_images_and_hardly_any_weight_decay_are_solved() -> None:
+    """A wide teacher on a small folder would end in an error about a matrix."""
+    rows, targets = problem(count=23, width=67)
+    weight, bias = solve(rows, targets, weight_decay=1e-9)
+    np.testing.assert_array_equal((rows @ weight.T + bias).argmax(axis=1), targets)
+
+
+def test_stopping_short_of_the_optimum_is_told() -> None:
+    """The number would be that of a solver, not of the embeddings."""
+    rows, targets = problem(count=503, width=23)
+    with pytest.warns(RuntimeWarning, match="stopped short of its optimum after 2 iterations"):
+        solve(rows, targets, weight_decay=1e-4, iterations=2)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_large_table_is_solved_in_few_passes_to_within_thousandths(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The linear row of a large data set would take days, or be that of a solver that was in a hurry."""
+    rows, targets = problem(count=4001, width=47, classes=31, seed=seed)
+    passes: list[int] = []
+    plain = solver._cross_entropy
+
+    def counted(*given: torch.Tensor) -> tuple[float, np.ndarray, np.ndarray]:
+        passes.append(len(given[0]))
+        return plain(*given)
+
+    def loss(weight: np.ndarray, bias: np.ndarray) -> float:
+        logits = rows.astype(np.float64) @ weight.T + bias
+        entropy = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(rows)), targets]
+        return entropy.mean() + 1e-4 / 2 * (weight**2).sum()
+
+    monkeypatch.setattr(solver, "_cross_entropy", counted)
+    best = solve(rows, targets, weight_decay=1e-4)
+    needed = len(passes)
+    hasty = solve(rows, targets, weight_decay=1e-4, to_the_end=rows.size * 31 - 1)
+    assert len(passes) - needed < needed / 2
+    assert 0 < loss(*hasty) - loss(*best) < 5e-3
+    right, hastily_right = (np.mean((rows @ w.T + b).argmax(axis=1) == targets) for w, b in (best, hasty))
+    assert abs(right - hastily_right) < 0.01
+    same = solve(rows, targets, weight_decay=1e-4, to_the_end=rows.size * 31)
+    np.testing.assert_array_equal(same[0], best[0])
+
+
+def test_stopping_short_is_told_of_a_large_table_too() -> None:
+    """Whoever sets a limit would not learn that it was too low."""
+    rows, targets = problem(count=503, width=23)
+    with pytest.warns(RuntimeWarning, match="stopped short of its optimum after 2 iterations"):
+        solve(rows, targets, weight_decay=1e-4, iterations=2, to_the_end=1)
+
+
+def test_rows_are_standardised_as_by_scikit_learn() -> None:
+    """Dimensions of small variance would not count; one that is always zero, as dead units are, would divide by it."""
+    from sklearn.preprocessing import StandardScaler
+
+    rows = np.random.default_rng(0).standard_normal((4999, 5)).astype(np.float32) * [1, 0.1, 0, 0.01, 3] + 2
+    rows = rows.astype(np.float32)
+    mean, scale = standardiser(torch.from_numpy(rows))
+    expected = StandardScaler().fit_transform(rows.astype(np.float64))
+    np.testing.assert_allclose((rows - mean.numpy()) * scale.numpy(), expected, atol=2e-4)
+    assert scale[2] == 1
+
+
+@pytest.mark.parametrize("count", [23, 101])
+@pytest.mark.parametrize("decay", [1e-2, 1.0])
+def test_it_is_scikit_learns_whether_rows_or_dimensions_are_more(count: int, decay: float) -> None:
+    """The short cut through the rows' own space would be another regression."""
+    from sklearn.linear_model import LogisticRegression
+
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((count, 67)).astype(np.float32)
+    targets = generator.integers(0, 3, count)
+    found = softmax_regression(torch.from_numpy(rows), torch.from_numpy(targets), classes=3, weight_decay=decay)
+    weight, bias = (one.numpy() for one in found)
+    judge = LogisticRegression(C=1 / (count * decay), tol=1e-10, max_iter=10_000).fit(rows.astype(np.float64), targets)
+    scale = np.abs(judge.coef_).max()
+    np.testing.assert_allclose(weight, judge.coef_, atol=1e-3 * scale)
+    np.testing.assert_allclose(bias - bias.mean(), judge.intercept_ - judge.intercept_.mean(), atol=1e-3)
+    assert weight.dtype == bias.dtype == np.float32
+
+
+def test_few_rows_of_a_wide_layer_factorise_a_matrix_of_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer of 9216 dimensions would take minutes and gigabytes for 47 images, or for 1 % of the labels."""
+    factorise, sizes = scipy.linalg.cholesky, []
+
+    def watched(matrix: np.ndarray, **options: Any) -> np.ndarray:
+        sizes.append(matrix.shape)
+        return factorise(matrix, **options)
+
+    monkeypatch.setattr(scipy.linalg, "cholesky", watched)
+    rows, targets = problem(count=31, width=503)
+    before = rows.copy()
+    solve(rows, targets, weight_decay=1e-2)
+    assert sizes == [(31, 31)]
+    np.testing.assert_array_equal(rows, before)
