@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -216,6 +217,28 @@ def test_what_takes_minutes_is_done_where_it_is_named(models, tmp_path):
     found = found["models"]["plain"]
     assert found["metrics"].keys() == {f"few_labels_2{top}{std}" for top in ("", "_top_5") for std in ("", "_std")}
     assert 0.2 < found["metrics"]["few_labels_2"] < found["metrics"]["few_labels_2_top_5"] <= 1
+
+
+PROTOCOL = "--protocols.linear-probe"
+IDLE = {
+    f"{PROTOCOL}.epochs expected {PROTOCOL}.protocol paper, got 7 with stored: leave it out": {
+        "linear_probe": linear_probe.Config(epochs=7)
+    },
+    f"{PROTOCOL}.to-the-end expected {PROTOCOL}.protocol stored, got 7 with paper: leave it out": {
+        "linear_probe": linear_probe.Config(protocol="paper", to_the_end=7)
+    },
+    "--protocols.few-labels.repeats expected few_labels among --metrics, got 7 without it: name few_labels there": {
+        "few_labels": few_labels.Config(repeats=7)
+    },
+}
+
+
+@pytest.mark.parametrize("told", IDLE)
+def test_options_of_what_is_not_done_are_refused(told, models, tmp_path):
+    """Scores of five draws would be read as those of the seven that were asked for."""
+    with pytest.raises(Refusal, match=re.escape(told)):
+        run([models / "plain"], "digits", tmp_path / "out", protocols=Protocols(**IDLE[told]))
+    assert not (tmp_path / "out").exists()
 
 
 def test_classes_that_are_confused_are_kept_by_name(scored):

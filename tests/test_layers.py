@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from compress_ssl import datasets, evaluate, layers, report
 from compress_ssl.encoder import Encoder, open_encoder, save_encoder
-from compress_ssl.evaluations import linear_probe
+from compress_ssl.evaluations import linear_probe, linear_transfer
 from compress_ssl.layers import layers_of, pooled
 from compress_ssl.refusal import Refusal
 
@@ -121,6 +121,23 @@ def test_the_models_own_scores_are_those_without_layers(run, squares, scored, tm
     assert alone["metrics"] == scored[1]["models"]["student"]["metrics"]
     assert "layers" not in alone
     assert not list(scored[0].glob(".layers*")), "gigabytes would be left behind"
+
+
+def test_the_probes_options_reach_every_layer(run, squares, scored, tmp_path, monkeypatch) -> None:
+    """Whoever has a million images would wait for the last digit of each layer, or probe it at another penalty."""
+    asked: list[dict] = []
+    solve = linear_transfer.softmax_regression
+
+    def watched(*given, **options):
+        asked.append(options)
+        return solve(*given, **options)
+
+    monkeypatch.setattr(linear_transfer, "softmax_regression", watched)
+    protocols = evaluate.Protocols(linear_probe=linear_probe.Config(weight_decay=0.5, to_the_end=1))
+    evaluate.run(config(tmp_path / "out", run, data=squares, asked=("layer1", "layer4"), protocols=protocols))
+    assert [(one["weight_decay"], one["to_the_end"]) for one in asked] == [(0.5, 1)] * 2
+    hasty = json.loads((tmp_path / "out" / "results.json").read_text())["models"]["student"]["layers"]
+    assert hasty != {name: scored[1]["models"]["student"]["layers"][name] for name in hasty}
 
 
 def test_the_images_are_passed_over_once(run, squares, tmp_path, monkeypatch) -> None:

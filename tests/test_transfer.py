@@ -165,6 +165,16 @@ def test_data_sets_that_cannot_be_scored_are_refused_before_anything_is_embedded
     assert not out.exists()
 
 
+def test_evaluations_for_other_data_without_any_are_refused(models, tmp_path) -> None:
+    """Cluster alignment on the other data was asked for, and nobody would say that it was not done."""
+    told = (
+        "--on-metrics expected --on OTHER_DATA, got cluster_alignment without: name the data there, or write --metrics"
+    )
+    with pytest.raises(Refusal, match=told):
+        evaluate.run(config(models, tmp_path / "out", on_metrics=("cluster_alignment",)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_page_shows_the_other_data(other, scored) -> None:
     """The numbers would be in a file that nobody opens."""
     page = report.run(report.Config(runs=(str(scored[0]),), out=scored[0] / "page.html")).read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,11 +13,13 @@ import torch
 from sklearn.svm import LinearSVC
 
 from compress_ssl import checkpoint, datasets, embed, report
+from compress_ssl import voc as verb
 from compress_ssl.cli import main
 from compress_ssl.encoder import open_encoder, save_encoder
 from compress_ssl.transforms import EvaluationView
-from compress_ssl.voc_layout import read_annotations
+from compress_ssl.voc_layout import halves, read_annotations
 
+CLASSES = ("apple", "leaf", "sea")  # the classes of conftest's pictures
 MODEL = "compress/resnet10_small_w8@random"
 
 
@@ -74,18 +78,25 @@ def test_classification_is_what_scikit_learn_makes_of_the_rows(classified, model
            (("learn", splits.train), ("report", splits.test))}  # fmt: skip
     found = results(classified)["models"]["student_2q"]["per_class"]
     for name in ("apple", "leaf", "sea"):
-        kept, truth = {}, {}
-        for part in ("learn", "report"):
-            objects = read_annotations(data, ids[part])
-            said = [{one.difficult for one in objects[id] if one.name == name} for id in ids[part]]
-            kept[part] = [place for place, difficult in enumerate(said) if difficult != {True}]
-            truth[part] = np.array([False in said[place] for place in kept[part]])
-        machine = LinearSVC(C=found[name]["cost"], dual=False, tol=1e-5, max_iter=10_000)
-        machine.fit(rows["learn"][kept["learn"]], truth["learn"])
-        ranked = truth["report"][np.argsort(-machine.decision_function(rows["report"][kept["report"]]))]
-        precisions = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)
-        area = np.mean([precisions[rank:].max() for rank in np.flatnonzero(ranked)])
-        assert found[name]["ap_all"] == pytest.approx(area, abs=1e-9)
+        parts = [(rows[part], *shown(data, ids[part], name)) for part in ("learn", "report")]
+        assert found[name]["ap_all"] == pytest.approx(precision(*parts, cost=found[name]["cost"]), abs=1e-9)
+
+
+def shown(data: Path, ids: list[str], name: str) -> tuple[list[int], np.ndarray]:
+    """Places of the images that count for a class, and whether it is in them: not those with difficult ones alone."""
+    objects = read_annotations(data, ids)
+    said = [{one.difficult for one in objects[id] if one.name == name} for id in ids]
+    kept = [place for place, difficult in enumerate(said) if difficult != {True}]
+    return kept, np.array([False in said[place] for place in kept])
+
+
+def precision(learn: tuple, look: tuple, *, cost: float) -> float:
+    """All-point average precision on `look` of scikit-learn's machine; both are rows, places that count, and truth."""
+    (rows, kept, truth), (asked, asked_kept, there) = learn, look
+    machine = LinearSVC(C=cost, dual=False, tol=1e-5, max_iter=10_000).fit(rows[kept], truth)
+    ranked = there[np.argsort(-machine.decision_function(asked[asked_kept]))]
+    precisions = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)
+    return float(np.mean([precisions[rank:].max() for rank in np.flatnonzero(ranked)]))
 
 
 def test_stored_rows_score_as_the_encoder_does(classified, model, data, tmp_path):
@@ -124,13 +135,45 @@ def test_a_page_can_be_made_of_it(classified):
     assert "classification" in Path(page).read_text()
 
 
-def test_without_val_costs_are_chosen_on_half_of_what_is_learnt_from(make_voc, model, tmp_path):
-    """VOC 2012 reports on val: choosing on it too would flatter every model."""
-    data = make_voc(tmp_path, train=29, val=17)
-    assert voc(model, "--data", data, "--out", tmp_path / "out") == 0
+DIVIDED = [
+    ({"train": 67, "val": 47}, ("train", "val")),
+    ({"train": 53, "val": 41, "test": 47}, ("trainval", "test")),
+]
+
+
+@pytest.mark.parametrize(("splits", "names"), DIVIDED)
+def test_costs_are_chosen_within_what_is_learnt_from(splits, names, make_voc, tmp_path):
+    """VOC 2012 reports on val: choosing on it too would flatter every model. Of VOC 2007 it would be test."""
+    data = make_voc(tmp_path, **splits)
+    learn, report = (list(both) for both in (halves(data).learn, halves(data).report))
+    noise = np.random.default_rng(5).standard_normal((len(learn) + len(report), 9))
+    for place, objects in enumerate(read_annotations(data, [*learn, *report]).values()):
+        for one in objects:
+            noise[place, CLASSES.index(one.name)] += 1.5
+    rows = (noise / np.linalg.norm(noise, axis=1, keepdims=True)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    (tmp_path / "ids.txt").write_text("\n".join(f"JPEGImages/{id}.jpg" for id in [*learn, *report]))
+    assert voc(tmp_path / "rows.npy", "--ids", tmp_path / "ids.txt", "--data", data, "--out", tmp_path / "out") == 0
     found = results(tmp_path / "out")
-    assert found["splits"] == {"learnt_from": "train", "reported_on": "val"}
-    assert found["images"] == {"train": 29, "test": 17}
+    assert found["splits"] == dict(zip(("learnt_from", "reported_on"), names, strict=True))
+    assert found["images"] == {"train": len(learn), "test": len(report)}
+    of = dict(zip([*learn, *report], rows.astype(np.float64), strict=True))
+    if "test" in splits:
+        held = [id for id in learn if id.startswith("val")]
+    else:  # half of them, those whose ids have the smallest sha256
+        held = sorted(learn, key=lambda id: hashlib.sha256(f"JPEGImages/{id}.jpg".encode()).digest())[:33]
+
+    def best(learnt: list[str], look: list[str]) -> dict[str, float]:
+        costs = {}
+        for name in CLASSES:
+            parts = [(np.array([of[id] for id in ids]), *shown(data, ids, name)) for ids in (learnt, look)]
+            costs[name] = max((10.0**power for power in range(-2, 4)), key=lambda cost: precision(*parts, cost=cost))
+        return costs
+
+    told = {name: one["cost"] for name, one in found["models"]["rows.npy"]["per_class"].items()}
+    assert told == best([id for id in learn if id not in held], held)
+    for peeked in (best([id for id in learn if id not in held], report), best(learn, report)):
+        assert told != peeked, "this data could not tell a choice on the reported split from ours"
 
 
 def broken_picture(data: Path) -> None:
@@ -264,11 +307,35 @@ def test_an_interrupted_detection_goes_on_as_if_nothing_had_been(detected, model
 # fmt: off
 UNFIT = [
     (["--seed", "-1"], "--seed expected 0 or more"),
-    (["--size", "64"], "write --detector.sizes"),
-    (["--ids", "ids.txt"], "expected an encoder, which is fine-tuned"),
+    (["--size", "64"], "--size expected --task classification, got 64 with --task detection: write --detector.sizes"),
+    (["--batch-size", "2"], "got 2 with --task detection: write --detection.batch-size"),
+    (["--ids", "ids.txt"], "--ids expected --task classification, got ids.txt with --task detection: leave it out"),
+    (["--classification.costs", "1", "10"], "--classification.costs expected --task classification, got 1.0 10.0 with"),
     (["--task", "classification", "--resume"], "--resume expected --task detection"),
+    (["--task", "classification", "--seed", "3"], "--seed expected --task detection, got 3 with --task classification"),
+    (["--task", "classification", "--detector.head", "16"], "--detector.head expected --task detection, got 16 with"),
+    (["--task", "classification", "--detection.epochs", "3"], "--detection.epochs expected --task detection, got 3"),
+    (["--task", "classification", "--detection.optimizer.learning-rate", "1e-3"],
+     "--detection.optimizer.learning-rate expected --task detection, got 0.001 with --task classification: leave it"),
 ]
 # fmt: on
+
+
+def test_stored_rows_cannot_be_fine_tuned(few, tmp_path, capsys):
+    """A table of vectors would end in an error about weights."""
+    np.save(tmp_path / "rows.npy", np.eye(16, 5, dtype=np.float32))
+    assert voc(tmp_path / "rows.npy", "--data", few, "--out", tmp_path / "out", "--task", "detection") == 2
+    assert "expected an encoder, which is fine-tuned" in capsys.readouterr().err
+
+
+def test_every_option_is_read_by_a_task_or_refused_by_it():
+    """A new option of one task would be heard by neither reader nor refusal in the other."""
+    both = {"model", "data", "out", "task", "workers", "device"}
+    names = {field.name for field in dataclasses.fields(verb.Config)}
+    for task, other in (("classification", "detection"), ("detection", "classification")):
+        assert set(verb.IDLE[task]) <= names
+        assert not set(verb.IDLE[task]) & set(verb.IDLE[other])
+    assert names == both.union(*verb.IDLE.values())
 
 
 @pytest.mark.parametrize(("words", "told"), UNFIT)

@@ -26,6 +26,7 @@ from compress_ssl.embed import embed
 from compress_ssl.embeddings import Embeddings
 from compress_ssl.encoder import Encoder, costs, open_encoder, tell
 from compress_ssl.evaluations import SPREADS, Embedded
+from compress_ssl.idle_options import refuse_idle
 from compress_ssl.loader import Skipped, refuse_skipped
 from compress_ssl.projector import Kept, choose_projector, load_projectors
 from compress_ssl.refusal import Refusal
@@ -59,7 +60,7 @@ class Config:
     metrics: tuple[str, ...] = ()  # evaluations to run; none: all that fit but few_labels, linear_transfer (minutes)
     protocols: Protocols = field(default_factory=Protocols)
     on: tuple[str, ...] = ()  # other labelled data sets to score the same models on, with their own train and test
-    on_metrics: tuple[str, ...] = transfer.METRICS  # evaluations to run on those
+    on_metrics: tuple[str, ...] = ()  # evaluations to run on those; none: nearest_neighbour and linear_transfer
     layers: tuple[str, ...] = ()  # a linear probe on each: c1 … c5, f6, f7 of AlexNet, layer1 … layer4 of ResNets
     held_out: int = 1000  # images to test on where the data has no test split, at most a tenth; as distill keeps aside
     # of students of several teachers, whose projector goes with the first model: its name in the training, or teacher_2
@@ -79,6 +80,7 @@ def run(config: Config) -> Path:
     named = _named(config.models)
     chosen = {name: evaluations.find(name) for name in config.metrics or evaluations.usual()}
     chosen_there = {name: evaluations.find(name) for name in config.on_metrics or transfer.METRICS}
+    _refuse_idle(config, {*chosen, *(chosen_there if config.on else ()), *(["linear_probe"] if config.layers else ())})
     device = open_device(config.device)
     stored = open_all(named, config.ids)
     if "linear_probe" in chosen and config.protocols.linear_probe.protocol == "paper" and stored:
@@ -163,7 +165,7 @@ def run(config: Config) -> Path:
                 splits,
                 embed=partial(_embed_told, embed_split, view, name),
                 folder=config.out,
-                weight_decay=config.protocols.linear_probe.weight_decay,
+                probe=config.protocols.linear_probe,
                 device=where,
             )
         else:
@@ -231,6 +233,22 @@ def open_all(named: dict[str, str], ids: Path | None) -> dict[str, Stored]:
         raise Refusal(f"--ids expected vectors in a .npy among the models, got {ids} and none: leave --ids out")
     opened = {name: open_stored(spec, ids=ids if needs_ids(spec) else None) for name, spec in named.items()}
     return {name: stored for name, stored in opened.items() if stored is not None}
+
+
+def _refuse_idle(config: Config, done: set[str]) -> None:
+    """Refuse options that nothing would read: of evaluations that are not among those done, of the probe's other
+    protocol, and of other data where there is none."""
+    if not config.on:
+        refuse_idle(config, ["on_metrics"], expected="--on OTHER_DATA", without="without",
+                    instead={"on_metrics": "name the data there, or write --metrics"})  # fmt: skip
+    for name in [name for name in evaluations.names() if name not in done]:
+        advice = dict.fromkeys([name], f"name {name} there, or leave the option out")
+        refuse_idle(config.protocols, [name], prefix="protocols.", expected=f"{name} among --metrics",
+                    without="without it", instead=advice)  # fmt: skip
+    probe = config.protocols.linear_probe
+    other = "paper" if probe.protocol == "stored" else "stored"
+    refuse_idle(probe, probe.ONLY[other], prefix="protocols.linear_probe.",
+                expected=f"--protocols.linear-probe.protocol {other}", without=f"with {probe.protocol}")  # fmt: skip
 
 
 def _refuse_layers(config: Config, named: dict[str, str], stored: dict[str, Stored], splits: Splits) -> None:

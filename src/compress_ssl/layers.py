@@ -147,7 +147,7 @@ def probe_layers(
     *,
     embed: Callable[[Callable[[Tensor], Tensor], ImageSet, str], Embeddings],
     folder: Path,
-    weight_decay: float,
+    probe: Any,
     device: str,
 ) -> tuple[Embeddings, Embeddings, dict[str, dict[str, float]]]:
     """Embed both splits once, and fit a linear probe on each layer.
@@ -156,7 +156,7 @@ def probe_layers(
         embed: encode, images, "train" or "test" -> rows of `encode`, which is called batch by batch in order.
         folder: where rows of layers may lie for the time being: 18 kB an image and layer. One layer at a time is held
             in memory, 74 kB a training image.
-        weight_decay: of the linear probe.
+        probe: evaluations/linear_probe's Config, of which `weight_decay` and `to_the_end` are read.
     Returns: the encoder's own rows of train and test; layer -> {"width": of its rows, "linear_probe": accuracy}.
     """
     assert splits.test is not None
@@ -170,7 +170,10 @@ def probe_layers(
         found = {}
         for layer in layers:
             rows = {split: labelled_rows(recorded[split].rows(layer, own[split])) for split in own}
-            predicted = fit(rows["train"], weight_decay=weight_decay, device=device)(rows["test"])
+            layer_probe = fit(
+                rows["train"], weight_decay=probe.weight_decay, to_the_end=probe.to_the_end, device=device
+            )
+            predicted = layer_probe(rows["test"])
             found[layer] = {
                 "width": rows["train"].rows.shape[1],
                 "linear_probe": accuracy(predicted, rows["test"].labels),

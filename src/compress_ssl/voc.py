@@ -28,6 +28,7 @@ from compress_ssl.embed import embed
 from compress_ssl.embeddings import Embeddings
 from compress_ssl.encoder import open_encoder, parameter_count, tell
 from compress_ssl.evaluate import describe, from_stored
+from compress_ssl.idle_options import refuse_idle
 from compress_ssl.loader import Skipped
 from compress_ssl.multi_label import Labelled
 from compress_ssl.refusal import Refusal
@@ -60,9 +61,22 @@ class Config:
     resume: bool = False  # to detect: continue in --out after the last whole epoch
 
 
+IDLE = {  # options that a task does not read, all of them the other task's
+    "classification": ("detection", "detector", "seed", "resume"),
+    "detection": ("classification", "ids", "size", "batch_size"),
+}
+INSTEAD = {
+    "size": "write --detector.sizes, the short sides of the pictures",
+    "batch_size": "write --detection.batch-size",
+}
+
+
 def run(config: Config) -> Path:
     """Score, write results.json, print the table; returns the folder."""
     console = Console(stderr=True)
+    other = "detection" if config.task == "classification" else "classification"
+    refuse_idle(config, IDLE[config.task], expected=f"--task {other}", without=f"with --task {config.task}",
+                instead=INSTEAD)  # fmt: skip
     root = Path(config.data).expanduser()
     both = halves(root)
     annotations = read_annotations(root, (*both.learn, *both.report))
@@ -83,8 +97,6 @@ def _classify(
     stored = open_stored(config.model, ids=config.ids)
     if stored is not None and config.size is not None:
         raise Refusal(f"--size expected an encoder, got {config.size} for stored rows: leave it out")
-    if config.resume:
-        raise Refusal("--resume expected --task detection, got classification, which is begun anew: leave it out")
     folder = RunFolder.open(config.out, config, resume=False)
     splits = datasets.open_splits(config.data)
     assert splits.test is not None
@@ -109,12 +121,9 @@ def _detect(
     config: Config, both: Halves, annotations: dict[str, tuple[Object, ...]], console: Console
 ) -> tuple[dict[str, Any], dict[str, Any], RunFolder]:
     """What `detections.score` says of the fine-tuned model, what there is to say about the model, and its folder."""
-    if is_stored(config.model) or config.ids is not None:
+    if is_stored(config.model):
         raise Refusal(f"--task detection expected an encoder, which is fine-tuned, got the stored rows {config.model}: "
                       "name the encoder that made them")  # fmt: skip
-    if config.size is not None:
-        raise Refusal(f"--size expected --task classification, got {config.size}: write --detector.sizes, the short "
-                      "sides of the pictures")  # fmt: skip
     if config.seed < 0:
         raise Refusal(f"--seed expected 0 or more, got {config.seed}: choose another")
     classes, how = classes_of(annotations), config.detection

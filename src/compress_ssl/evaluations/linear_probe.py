@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -33,6 +33,10 @@ TOP = 5  # classes that may hold the right one; and only where there are more cl
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
+    ONLY: ClassVar = {  # protocol -> the options that it alone reads
+        "stored": ("to_the_end",),
+        "paper": ("epochs", "batch_size", "learning_rate", "sgd_momentum", "milestones", "factor", "seed"),
+    }
     protocol: Literal["stored", "paper"] = "stored"
     weight_decay: float = 1e-4  # times half the squared weights; "paper" also decays the bias, as plain SGD does
     to_the_end: int = (

@@ -30,7 +30,7 @@ from compress_ssl.embeddings import Embeddings
 from compress_ssl.evaluations import Embedded, labelled_rows, tensor
 from compress_ssl.metrics import accuracy, per_class_accuracy
 from compress_ssl.refusal import Refusal
-from compress_ssl.softmax_regression import softmax_regression, standardiser
+from compress_ssl.softmax_regression import TO_THE_END, softmax_regression, standardiser
 
 ON_REQUEST = True  # ten times the time of a linear probe; `evaluate --on` asks for it
 
@@ -96,13 +96,19 @@ def choose_weight_decay(train: Embeddings, config: Config, *, device: str = "cpu
     return best()
 
 
-def fit(train: Embeddings, *, weight_decay: float, device: str = "cpu") -> Callable[[Embeddings], np.ndarray]:
+def fit(
+    train: Embeddings, *, weight_decay: float, to_the_end: int = TO_THE_END, device: str = "cpu"
+) -> Callable[[Embeddings], np.ndarray]:
     """Rows -> (N,) predicted labels, by the regression on standardised rows of `train`."""
     rows = tensor(train.rows, device=device)
     mean, scale = standardiser(rows)
     classes, targets = np.unique(train.labels, return_inverse=True)  # labels may have gaps
     weight, bias = softmax_regression(
-        (rows - mean).mul_(scale), tensor(targets, device=device), classes=len(classes), weight_decay=weight_decay
+        (rows - mean).mul_(scale),
+        tensor(targets, device=device),
+        classes=len(classes),
+        weight_decay=weight_decay,
+        to_the_end=to_the_end,
     )
 
     def predict(asked: Embeddings) -> np.ndarray:
