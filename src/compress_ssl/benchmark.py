@@ -46,7 +46,19 @@ Rows = Annotated[Any, tyro.conf.Suppress]  # of a file alone: mappings of any de
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Train and score objectives x students x seeds, and make one table of them."""
+    """Train and score objectives x students x seeds, and make one table of them.
+
+    A file has these options and four more, all explained in docs/benchmark.md:
+
+      students: [compress/resnet10_small_w8_s2]
+      common: {epochs: 10, optimizer: {learning_rate: 0.05}} # of distill, all rows
+      objectives:       # rows, each trained on each student with each seed
+        compress: {}    # options of distill beside common's, and views
+        sharp:          # the objective is called like the row if it has no name
+          objective: {name: compress_2q, temperature: 0.02}
+      frame: {alone: {}, supervised: {}, random: {}} # without teacher; of pretrain
+      sweep: {option: objective.temperature, values: [0.02, 0.04]}
+    """
 
     data: str | None = None  # required: images: a folder, parquet, digits, torchvision/CIFAR10, …
     teacher: str | None = None  # required: a run folder, timm/NAME, torchvision/NAME, …@weights

@@ -98,6 +98,7 @@ def parse(kind: type, arguments: list[str], program: str) -> Any:
     Raises: Refusal if an option is unknown, missing, or has a value that it cannot take; SystemExit after --help.
     """
     import dataclasses
+    import inspect
 
     import tyro
 
@@ -133,7 +134,12 @@ def parse(kind: type, arguments: list[str], program: str) -> Any:
     try:
         with contextlib.redirect_stderr(told):
             config, rest = tyro.cli(
-                kind, args=arguments, default=default, prog=program, description=kind.__doc__, return_unknown_args=True
+                kind,
+                args=arguments,
+                default=default,
+                prog=program,
+                description=inspect.getdoc(kind),
+                return_unknown_args=True,
             )
     except BrokenPipeError:  # --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
