@@ -416,7 +416,7 @@ def test_a_file_system_without_locks_holds_a_table_too(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("compress_ssl.table_writer.fcntl.flock", none)
+    monkeypatch.setattr("compress_ssl.lock.fcntl.flock", none)
     writing = writer(tmp_path / "table", "abcdefgh")
     for task in writing.tasks():
         with writing.claim(task) as mine:

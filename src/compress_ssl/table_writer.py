@@ -11,8 +11,6 @@ else is at that shard. Who finds nothing left writes the manifest, the same to t
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 from compress_ssl import __version__, run_folder
 from compress_ssl.datasets import digest
 from compress_ssl.embeddings import Embeddings
+from compress_ssl.lock import alone, lock_name
 from compress_ssl.record import pack
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import differences
@@ -117,8 +116,8 @@ class TableWriter:
     @contextlib.contextmanager
     def claim(self, task: Task) -> Iterator[bool]:
         """Whether this process is to make the shard: nobody has finished it, nobody is at it."""
-        with _alone(self.path / task.split, f"{task.number:05d}") as alone:
-            yield alone and task.number not in self._finished(task.split)
+        with alone(self.path / task.split, f"{task.number:05d}") as ours:
+            yield ours and task.number not in self._finished(task.split)
 
     def write(
         self, task: Task, usable: np.ndarray, rows: np.ndarray, crops: np.ndarray, skipped: Iterable[Sequence[str]]
@@ -165,10 +164,10 @@ class TableWriter:
         table = Table(self.path, manifest=manifest)
         manifest["statistics"] = {split: statistics(table, split) for split in splits}
         if there != manifest or self._left_over():
-            with _alone(self.path, MANIFEST) as alone:
-                if alone and there != manifest:
+            with alone(self.path, MANIFEST) as ours:
+                if ours and there != manifest:
                     write_sealed(self.path / MANIFEST, manifest)
-                if alone:
+                if ours:
                     self._clear()
         return True
 
@@ -221,7 +220,7 @@ class TableWriter:
                 finished = self._finished(inside.name)
                 if any(self._about(inside.name, number)[0].origin != self._seal for number in finished):
                     return True
-            elif inside.name not in (MANIFEST, _lock_name(MANIFEST)) and not run_folder.is_left_over(inside.name):
+            elif inside.name not in (MANIFEST, lock_name(MANIFEST)) and not run_folder.is_left_over(inside.name):
                 return True  # a manifest that was not there a moment ago is another process's of the same command
         return False
 
@@ -231,40 +230,16 @@ class TableWriter:
         for split in self.splits:
             for file in (self.path / split).glob(".*"):
                 of_shard = re.match(r"\.(\d{5,})\.", file.name)
-                if of_shard and (run_folder.is_left_over(file.name) or file.name == _lock_name(of_shard[1])):
+                if of_shard and (run_folder.is_left_over(file.name) or file.name == lock_name(of_shard[1])):
                     found.append((file, of_shard[1]))
         return sorted(found)
 
     def _clear(self) -> None:
         """Remove what killed writers left, but nothing that someone is at; we hold the manifest's lock."""
         for file, name in self._left_over():
-            with contextlib.nullcontext(True) if name == MANIFEST else _alone(file.parent, name) as alone:
-                if alone:
+            with contextlib.nullcontext(True) if name == MANIFEST else alone(file.parent, name) as ours:
+                if ours:
                     file.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, name: str) -> Iterator[bool]:
-    """Whether the lock of that name is ours, without waiting for it; it ends with the block, or with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / _lock_name(name)
-    with file.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as trouble:
-            if trouble.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-                raise  # a file system without locks: two processes may make one shard, each of the same rows
-        try:
-            yield True
-        finally:
-            file.unlink(missing_ok=True)  # who had opened it before gets a lock in vain, and finds the work done
-
-
-def _lock_name(name: str) -> str:
-    return f".{name}.lock"
 
 
 def write_embeddings(
