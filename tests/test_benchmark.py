@@ -8,6 +8,8 @@ import os
 import re
 import shlex
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ import yaml
 
 from compress_ssl import cli, datasets, distill, evaluate, pretrain
 from compress_ssl.encoder import open_encoder, save_encoder
+from compress_ssl.lock import alone
 from compress_ssl.matrix.cell import Bench
+from compress_ssl.matrix.results import COSTS
 
 STUDENT = "compress/resnet10_small_w8"
 EVALUATIONS = ["nearest_neighbour", "neighbour_overlap"]
@@ -284,3 +288,56 @@ def test_rows_of_the_frame_share_the_budget_and_keep_their_own_learning_rate(opt
     assert config["optimizer"] == pretrain.Config(data="d", out=Path("o")).optimizer.__dict__
     assert config["method"]["temperature"] == 0.5
     assert {row["objective"] for row in numbers(tmp_path)} == {"teacher", "alone", "random"}
+
+
+def test_other_protocols_score_anew_and_keep_what_the_training_took(options, tmp_path, monkeypatch):
+    """Minutes and images would be gone from the table, for what was measured once is not trained again."""
+
+    def costs() -> dict[str, str]:
+        with (tmp_path / "out" / "results.csv").open(newline="") as file:
+            return {row["metric"]: row["value"] for row in csv.DictReader(file)
+                    if row["objective"] == "tuned" and row["metric"] in COSTS}  # fmt: skip
+
+    small = {**options, "objectives": {"tuned": {"objective": "compress_1q"}}, "seeds": [0]}
+    assert run(tmp_path, small) == 0
+    before = costs()
+    assert set(before) == set(COSTS)
+    hardware = tmp_path / "out" / "runs" / "compress_resnet10_small_w8" / "tuned" / "seed0" / "scores.json"
+    told = json.loads(hardware.read_text())
+    hardware.write_text(json.dumps(told | {"hardware": told["hardware"] | {"processor": "another one"}}))
+    monkeypatch.setattr(distill, "run", lambda config: pytest.fail(f"{config.out} was trained again"))
+    assert run(tmp_path, small, "--protocols.nearest-neighbour.neighbours", "1", "7") == 0
+    rows = {row["metric"] for row in numbers(tmp_path)}
+    assert "nearest_neighbour_7" in rows
+    assert "nearest_neighbour_20" not in rows, "scores of both protocols would stand side by side"
+    assert costs() == before
+    assert "Minutes are of training, on another one" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_what_another_command_trains_comes_last_and_is_not_trained_beside_it(options, tmp_path, monkeypatch, capsys):
+    """Two commands on one folder would write one run, or each wait for the other's and do nothing meanwhile."""
+    held, free, done = threading.Event(), threading.Event(), threading.Event()
+    place = tmp_path / "out" / "runs" / "compress_resnet10_small_w8" / "tuned"
+
+    def other() -> None:
+        with alone(place, "seed0"):
+            held.set()
+            free.wait(60)
+            time.sleep(0.3)  # so that the command comes to wait for it
+            done.set()
+
+    train, trained = distill.run, []
+
+    def training(config: distill.Config) -> Path:
+        trained.append((config.out.name, done.is_set()))
+        free.set()
+        return train(config)
+
+    monkeypatch.setattr(distill, "run", training)
+    holder = threading.Thread(target=other, daemon=True)
+    holder.start()
+    assert held.wait(10)
+    assert run(tmp_path, {**options, "objectives": {"tuned": {"objective": "compress_1q"}}}) == 0
+    assert trained == [("seed1", False), ("seed0", True)]
+    assert "another command is at 1 of the runs" in capsys.readouterr().err
+    assert not [file for file in place.iterdir() if file.name.endswith(".lock")]

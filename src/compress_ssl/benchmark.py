@@ -9,7 +9,8 @@ OUT holds
     results.csv          the raw numbers: written anew after each run, so it can be read meanwhile
     table.md, table.html, sweep_OPTION.svg
 
-The same command goes on where it was stopped. `--results results.csv` makes tables and figures from raw numbers alone.
+The same command goes on where it was stopped. Several commands on one OUT, of one machine or many, share the runs out
+among them. `--results results.csv` makes tables and figures from raw numbers alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ from compress_ssl.encoder import costs, open_encoder
 from compress_ssl.evaluate import Protocols, open_data
 from compress_ssl.matrix import pages, results
 from compress_ssl.matrix.cell import SCORES, Bench, now, read_scores
-from compress_ssl.matrix.crew import Crew, Job
+from compress_ssl.matrix.crew import Crew, Job, Outcome
 from compress_ssl.matrix.plan import Cell, Matrix, Sweep, Views
 from compress_ssl.matrix.summary import heading, summaries
 from compress_ssl.matrix.sweep import drawings
@@ -149,7 +150,7 @@ def run(config: Config) -> Path:
                     raise Refusal(f"expected scores of the teacher, got: {outcome.trouble}: see "
                                   f"{config.out / 'teacher' / 'scores.log'}")  # fmt: skip
             progress = _Progress(console, len(jobs))
-            for number, outcome in crew.do(jobs):
+            for number, outcome in _each(crew, jobs, console):
                 if outcome.stopped:
                     continue
                 if outcome.trouble is not None:
@@ -227,6 +228,21 @@ def write(out: Path, found: Sequence[results.Result], missing: Sequence[str], *,
         write_atomically(out / name, drawing)
     write_atomically(out / "table.md", pages.markdown(tables, missing, list(figures)))
     write_atomically(out / "table.html", pages.page(tables, missing, list(figures.values())))
+
+
+def _each(crew: Crew, jobs: Sequence[Job], console: Console) -> Iterator[tuple[int, Outcome]]:
+    """Of all cells what came of them, each once; those that another command is at come last, when it is done."""
+    elsewhere = []
+    for number, outcome in crew.do(jobs):
+        if outcome == Outcome():  # no scores, no trouble: it is not ours
+            elsewhere.append(number)
+        else:
+            yield number, outcome
+    if elsewhere:
+        console.print(f"another command is at {len(elsewhere)} of the runs, or was: waiting for it")
+    later = [jobs[number]._replace(method="do_after_others") for number in elsewhere]
+    for place, outcome in crew.do(later):
+        yield elsewhere[place], outcome
 
 
 class _Progress:

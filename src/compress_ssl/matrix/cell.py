@@ -25,6 +25,7 @@ from compress_ssl.encoder import Encoder, costs, open_encoder
 from compress_ssl.evaluate import from_stored, open_data, score, side_by_side
 from compress_ssl.evaluations import Embedded
 from compress_ssl.loader import Skipped, refuse_skipped
+from compress_ssl.lock import alone
 from compress_ssl.matrix.command import command
 from compress_ssl.matrix.plan import Cell, Untrained
 from compress_ssl.projector import load_projectors
@@ -79,18 +80,34 @@ class Bench:
         return "cpu" if self.device == "mps" else self.device
 
     def embed(self, config: embed.Config) -> None:
-        """Make a table of the teacher's rows, or the rest of it."""
-        embed.run(config)
+        """Make a table of the teacher's rows, or the rest of it, once nobody else is at it."""
+        assert config.out is not None  # of all tables of the matrix
+        with alone(config.out.parent, config.out.name, wait=True):
+            embed.run(config)
 
     def score_teacher(self) -> dict[str, Any]:
         """What OUT/teacher/scores.json holds, after scoring what is missing in it."""
         row = {"student": self.about["spec"], "row": "teacher", "option": "", "setting": "", "seed": None}
         cost = {name: self.about.get(name) for name in ("parameters", "multiply_adds")}
         told = {"epochs": None, "command": self.command, **row, "costs": cost}
-        return self._completed(self.out / "teacher" / SCORES, self.about, lambda: (told, self.embedded_teacher))
+        file = self.out / "teacher" / SCORES
+        with alone(file.parent, SCORES, wait=True):
+            return self._completed(file, self.about, lambda: (told, self.embedded_teacher))
 
-    def do(self, cell: Cell) -> dict[str, Any]:
-        """What the cell's scores.json holds, after training and scoring what is missing in it."""
+    def do(self, cell: Cell) -> dict[str, Any] | None:
+        """What the cell's scores.json holds, after training and scoring what is missing in it.
+
+        None if another command is at it.
+        """
+        with alone(cell.folder.parent, cell.folder.name) as ours:
+            return self._done(cell) if ours else None
+
+    def do_after_others(self, cell: Cell) -> dict[str, Any]:
+        """The same, once no other command is at it: then all is there, or what is missing is done here."""
+        with alone(cell.folder.parent, cell.folder.name, wait=True):
+            return self._done(cell)
+
+    def _done(self, cell: Cell) -> dict[str, Any]:
         row = {name: getattr(cell, name) for name in ("student", "row", "option", "setting", "seed")}
 
         def untrained() -> tuple[dict[str, Any], Embedded]:
@@ -118,7 +135,7 @@ class Bench:
         Args:
             make: returns what else is to be said of the model, and the model itself.
         """
-        known = read_scores(file) if file.exists() else None
+        before = known = read_scores(file) if file.exists() else None
         if known is not None:
             by, here = (_of(told, known["evaluations"]) for told in (known["protocols"], plain(self.protocols)))
             if (known["config"], by) != (_compared(config), here):
@@ -132,10 +149,11 @@ class Bench:
             if not math.isfinite(value):
                 raise Refusal(f"expected a number as the score {name}, got {value}: look at the run's metrics")
         if known is not None:
-            told["costs"] = known["costs"]
             found = {kind: {**known[kind], **found[kind]} for kind in found}
             missing = [*known["evaluations"], *missing]
         here = environment()
+        if before is not None:  # what the training took is known since its first scores: it is not repeated for others
+            told["costs"] = before["costs"] | told["costs"]
         whole = {
             "dataset": self.data,
             **told,
@@ -143,7 +161,7 @@ class Bench:
             "evaluations": missing,
             "protocols": plain(self.protocols),
             "config": _compared(config),
-            "hardware": here["hardware"],
+            "hardware": here["hardware"] if before is None else before["hardware"],
             "versions": here["versions"],
             "scored": now(),
         }
