@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from compress_ssl import cli, datasets, distill, evaluate, pretrain
+from compress_ssl.benchmark import _headline
 from compress_ssl.encoder import open_encoder, save_encoder
 from compress_ssl.lock import alone
 from compress_ssl.matrix.cell import Bench
@@ -341,3 +342,12 @@ def test_what_another_command_trains_comes_last_and_is_not_trained_beside_it(opt
     assert trained == [("seed1", False), ("seed0", True)]
     assert "another command is at 1 of the runs" in capsys.readouterr().err
     assert not [file for file in place.iterdir() if file.name.endswith(".lock")]
+
+
+def test_a_finished_run_is_told_by_the_four_main_scores():
+    """The alignment of clusters would be left out of the line for a top-5 accuracy that stands before it."""
+    names = ["nearest_neighbour", "nearest_neighbour_20", "linear_probe", "linear_probe_5", "cluster_alignment"]
+    scores = {name: (number + 1) / 10 for number, name in enumerate(names)}
+    assert _headline(scores) == "1-NN 10.0 · 20-NN 20.0 · linear 30.0 · CA 50.0"
+    few = {"cluster_alignment_std": 0.01, "linear_probe_5": 0.9, "cluster_alignment": 0.5}
+    assert _headline(few) == "CA 50.0 · linear top-5 90.0"

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from compress_ssl import report
-from compress_ssl.page import confused, curves, gallery
+from compress_ssl import evaluations, report
+from compress_ssl.page import confused, curves, gallery, scores
 from compress_ssl.page.folders import read_folder, read_folders
 from compress_ssl.page.headline import sentence
 from compress_ssl.page.models import compare
@@ -325,13 +325,38 @@ def test_scores_that_would_widen_the_table_stand_in_one_of_their_own(tmp_path: P
     assert headings == ["Score", "teacher", "student"]
     found = {name: (teacher, student) for name, teacher, student in rows}
     assert list(found) == [
-        *("cka", "my std", "n shot class mean 1"),
-        *("neighbour overlap 1", "neighbour overlap 5", "neighbour overlap 50"),
+        *("CKA with the teacher", "my std", "1-shot, nearest class mean"),
+        *("Neighbours kept, of 1", "Neighbours kept, of 5", "Neighbours kept, of 50"),
     ]
-    assert found["n shot class mean 1"] == ("50.0 % ± 1.2", "25.0 % ± 1.250.0 % kept")
-    assert found["cka"] == ("100.0 %", "80.0 %"), "no share of the teacher's likeness to itself"
+    assert found["1-shot, nearest class mean"] == ("50.0 % ± 1.2", "25.0 % ± 1.250.0 % kept")
+    assert found["CKA with the teacher"] == ("100.0 %", "80.0 %"), "no share of the teacher's likeness to itself"
     assert "95 % confidence interval" in page.text
-    assert "few labels:" not in page.text, "only what is there is explained"
+    assert "Neighbours kept, of 5: of the 5 images nearest to an image under the teacher" in page.text
+    assert "my std: a share" in page.text
+    assert "Few labels:" not in page.text, "only what is there is explained"
+
+
+def test_scores_that_have_room_are_explained_too(tmp_path: Path) -> None:
+    """Beside the main scores, overlap at 1, 5 and 50 and a top-5 accuracy would stand by their names alone."""
+    models = {"teacher": entry(one=0.9, overlap=1.0), "student": entry(one=0.8, overlap=0.4)}
+    for one in models.values():
+        one["metrics"] |= {"linear_probe": 0.5, "linear_probe_5": 0.75, "neighbour_overlap_5": 0.25}
+    page = page_of(write_results(tmp_path / "results", models))
+    assert {"Linear probe, top 5", "Neighbours kept, of 5"} < set(page.tables[0][1])
+    assert "Linear probe, top 5: share of test images whose class is among the 5" in page.text
+    assert "Neighbours kept, of 5: of the 5 images nearest to an image under the teacher, the share" in page.text
+
+
+@pytest.mark.parametrize("name", evaluations.names())
+def test_every_score_of_ours_has_words(name: str) -> None:
+    """A new evaluation's numbers would stand on the page as its file calls them, unexplained."""
+    table = (Path(__file__).parents[1] / "docs" / "evaluations.md").read_text()
+    (row,) = re.findall(rf"^\| `{name}` \| (.*?) \|", table, re.MULTILINE)
+    for metric in re.findall(r"`([a-z]\w+)`", row):
+        metric = metric.replace("K", "7")
+        assert metric.replace("_", " ") != scores.heading(metric)
+        assert scores.meaning(metric) != scores.UNKNOWN
+        assert "{" not in scores.heading(metric) + scores.meaning(metric)
 
 
 def confusion(*counts: list[int], names: tuple[str, ...] = ("cat", "dog", "ship")) -> dict[str, Any]:

@@ -35,8 +35,9 @@ from compress_ssl.matrix import pages, results
 from compress_ssl.matrix.cell import SCORES, Bench, now, read_scores
 from compress_ssl.matrix.crew import Crew, Job, Outcome
 from compress_ssl.matrix.plan import Cell, Matrix, Sweep, Views
-from compress_ssl.matrix.summary import heading, summaries
+from compress_ssl.matrix.summary import summaries
 from compress_ssl.matrix.sweep import drawings
+from compress_ssl.metric_names import HEADLINE, heading, without_spreads
 from compress_ssl.refusal import Refusal, nearest
 from compress_ssl.run_folder import write_atomically
 from compress_ssl.stored import is_stored, open_stored
@@ -257,11 +258,17 @@ class _Progress:
         self.worked += scores is None or scores["scored"] >= self.clock  # not those that were finished before
         what = f"failed: {trouble}"
         if scores is not None:
-            shown = [f"{heading(name)} {100 * value:.1f}" for name, value in scores["metrics"].items()]
-            what = " · ".join(shown[:4])
+            what = _headline(scores["metrics"])
         seconds = (time.monotonic() - self.start) / max(1, self.worked) * (self.count - self.done)
         left = f" · {seconds / 60:.0f} min left" if self.done < self.count and self.worked else ""
         self.console.print(f"[{self.done}/{self.count}] {cell.told}: {what}{left}", highlight=False, markup=False)
+
+
+def _headline(metrics: dict[str, float]) -> str:
+    """The four main scores in one line; of others so many as there is room for."""
+    shown = [name for name in HEADLINE if name in metrics]
+    shown += [name for name in without_spreads(metrics) if name not in shown]
+    return " · ".join(f"{heading(name)} {100 * metrics[name]:.1f}" for name in shown[: len(HEADLINE)])
 
 
 def _devices(asked: tuple[str, ...]) -> list[str]:

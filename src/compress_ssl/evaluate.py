@@ -25,9 +25,10 @@ from compress_ssl.device import open_device
 from compress_ssl.embed import embed
 from compress_ssl.embeddings import Embeddings
 from compress_ssl.encoder import Encoder, costs, open_encoder, tell
-from compress_ssl.evaluations import SPREADS, Embedded
+from compress_ssl.evaluations import Embedded
 from compress_ssl.idle_options import refuse_idle
 from compress_ssl.loader import Skipped, refuse_skipped
+from compress_ssl.metric_names import SPREADS
 from compress_ssl.projector import Kept, choose_projector, load_projectors
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder, environment

@@ -1,4 +1,4 @@
-"""Who is at a piece of work: a lock on a file beside it, which the system drops when its process dies, however that is."""
+"""Who is at a piece of work: a lock on a file beside it, which the system drops when its process dies, in any way."""
 
 from __future__ import annotations
 

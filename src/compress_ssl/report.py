@@ -15,6 +15,7 @@ from pathlib import Path
 import jinja2
 import tyro
 
+from compress_ssl.page import scores
 from compress_ssl.page.confused import confused
 from compress_ssl.page.curves import RUN_COLOURS, figures
 from compress_ssl.page.elsewhere import by_layer, transfers
@@ -72,7 +73,8 @@ def render(folders: Sequence[Folder], *, title: str | None) -> str:
     template = importlib.resources.files("compress_ssl.page").joinpath("page.html").read_text(encoding="utf-8")
     jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"breakable": breakable, "whole": whole}
-    jinja.globals["percent"] = percent
+    jinja.globals |= {"percent": percent, "heading": scores.heading, "meaning": scores.meaning,
+                      "meanings": scores.meanings}  # fmt: skip
     return jinja.from_string(template).render(
         title=title or heading(comparisons, list(names.values())),
         progress=[progress(folder, name=names[folder.label]) for folder in waiting],

@@ -16,7 +16,8 @@ import torch
 
 from compress_ssl import evaluations
 from compress_ssl.embeddings import Embeddings
-from compress_ssl.evaluations import SPREADS, Embedded, Evaluation, confusion
+from compress_ssl.evaluations import Embedded, Evaluation, confusion
+from compress_ssl.metric_names import SPREADS
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from compress_ssl.matrix import pages, results
 from compress_ssl.matrix.results import Result
-from compress_ssl.matrix.summary import Value, heading, summaries
+from compress_ssl.matrix.summary import Value, summaries
 from compress_ssl.refusal import Refusal
 
 
@@ -163,10 +163,16 @@ def test_each_data_set_has_its_own_table():
     assert found[1].lines[0].values["linear_probe"] == Value(0.3, None, 1)
 
 
-def test_headings_are_short():
-    """Ten columns fit no terminal otherwise."""
-    found = [heading(name) for name in ("nearest_neighbour", "nearest_neighbour_20", "neighbour_overlap_10", "cka")]
-    assert found == ["1-NN", "20-NN", "kept@10", "cka"]
+def test_the_number_of_test_images_is_told():
+    """Ten images more or less are nothing in ten thousand and much in a hundred."""
+    counted = [result("seed", seed, 10_000, metric="test_images") for seed in range(3)]
+    (summary,) = summaries([*NUMBERS, *counted])
+    assert summary.notes[0].startswith("Percent of the test split, 10 000 images, mean ± sample standard deviation")
+    assert "test images" not in " ".join(summary.headings)
+    (summary,) = summaries([*NUMBERS, *counted, result("alone", 0, 9_998, metric="test_images")])
+    assert "9 998 to 10 000 images" in summary.notes[0], "a file that one model could not read"
+    (summary,) = summaries(NUMBERS)
+    assert summary.notes[0].startswith("Percent of the test split, mean"), "of numbers from before it was kept"
 
 
 def test_a_terminal_gets_the_main_scores_whole():

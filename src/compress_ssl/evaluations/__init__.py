@@ -27,7 +27,6 @@ from compress_ssl.embeddings import Embeddings
 from compress_ssl.neighbours import nearest_neighbours, own_positions
 from compress_ssl.refusal import Refusal, nearest
 
-SPREADS = ("_std", "_interval")  # ends of names: how much the metric of the name before varies over repeats
 AT_LEAST = 50  # neighbours searched for, as many as neighbour_overlap will ask for after nearest_neighbour's 20
 SAME_ROW = 1e-4  # 1 - cosine of one image embedded twice; batches of another size change a row by 1e-6
 

@@ -154,6 +154,7 @@ class Bench:
         here = environment()
         if before is not None:  # what the training took is known since its first scores: it is not repeated for others
             told["costs"] = before["costs"] | told["costs"]
+        told["costs"]["test_images"] = len(embedded.test.ids)
         whole = {
             "dataset": self.data,
             **told,

@@ -12,7 +12,8 @@ from typing import Any
 from compress_ssl.refusal import Refusal
 
 SWEPT = ("option", "setting")  # columns that are there only where something is swept
-COSTS = ("minutes", "images", "parameters", "multiply_adds")  # metrics of what a model costs, not how good it is
+# metrics that are no scores: minutes and images of the training, sizes, and how many images the scores are shares of
+COSTS = ("minutes", "images", "parameters", "multiply_adds", "test_images")
 TEACHER = "teacher"  # what `objective` says of the teacher's own scores, which have no seed
 
 

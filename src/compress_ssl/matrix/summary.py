@@ -11,15 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from compress_ssl.matrix.results import COSTS, TEACHER, Result
-
-HEADINGS = {
-    "nearest_neighbour": "1-NN",
-    "linear_probe": "linear",
-    "cluster_alignment": "CA",
-    "asymmetric_nearest_neighbour": "asym. 1-NN",
-    "minutes": "minutes",
-}
-SPREADS = ("_std", "_interval")  # of repeats within one model: in the CSV, not in the table
+from compress_ssl.metric_names import heading, without_spreads
 
 
 @dataclass(frozen=True)
@@ -93,18 +85,6 @@ def summaries(results: Sequence[Result]) -> list[Summary]:
             for name in dict.fromkeys(one.dataset for one in results)]  # fmt: skip
 
 
-def heading(metric: str) -> str:
-    """Of a column: kept@10 for neighbour_overlap_10."""
-    if metric in HEADINGS:
-        return HEADINGS[metric]
-    start, _, count = metric.rpartition("_")
-    if start == "neighbour_overlap":
-        return f"kept@{count}"
-    if start == "nearest_neighbour":
-        return f"{count}-NN"
-    return metric.replace("_", " ")
-
-
 def short_name(spec: str) -> str:
     """A student as a table names it: without the family, and of a folder the last part."""
     return spec.rstrip("/").rpartition("/")[2]
@@ -123,7 +103,7 @@ def _summary(dataset: str, results: list[Result]) -> Summary:
         lines.append(line)
     lines.sort(key=lambda line: line.objective != TEACHER)
     used = dict.fromkeys(metric for line in lines for metric in line.values)
-    metrics = [metric for metric in used if metric not in COSTS and not metric.endswith(SPREADS)]
+    metrics = [metric for metric in without_spreads(used) if metric not in COSTS]
     _mark_best(lines, metrics)
     shown = (*metrics, *(["minutes"] if "minutes" in used else []))
     return Summary(dataset, shown, tuple(lines), tuple(_notes(lines, results)))
@@ -146,10 +126,9 @@ def _notes(lines: list[Line], results: list[Result]) -> list[str]:
     students = [line for line in lines if line.objective != TEACHER]
     counts = sorted({line.seeds for line in students})
     over = f"{counts[0]} seeds" if len(counts) == 1 and counts[0] > 1 else "n seeds"
-    told = ["Percent of the test split; the best mean of each student is bold."]
-    if any(value.deviation is not None for line in students for value in line.values.values()):
-        told[0] = (f"Percent of the test split, mean ± sample standard deviation over {over}; the best mean of each "
-                   "student is bold.")  # fmt: skip
+    varies = any(value.deviation is not None for line in students for value in line.values.values())
+    spread = f", mean ± sample standard deviation over {over}" if varies else ""
+    told = [f"Percent of the test split{_images(results)}{spread}; the best mean of each student is bold."]
     epochs = sorted({one.epochs for one in results if one.epochs})
     if epochs:
         told.append(f"Epochs: {', '.join(f'{one:g}' for one in epochs)}.")
@@ -163,6 +142,13 @@ def _notes(lines: list[Line], results: list[Result]) -> list[str]:
         told.append(f"The teacher, {short_name(teacher.student)}: {_size(teacher)}.")
     told += [f"Minutes are of training, on {one}." for one in sorted({one.hardware for one in results if one.hardware})]
     return told
+
+
+def _images(results: list[Result]) -> str:
+    """How many images the test split has, where the results say so."""
+    counts = sorted({int(one.value) for one in results if one.metric == "test_images"})
+    told = " to ".join(f"{count:,}".replace(",", " ") for count in dict.fromkeys((*counts[:1], *counts[-1:])))
+    return f", {told} images" if told else ""
 
 
 def _size(line: Line) -> str:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from html import escape
 
 from compress_ssl.matrix.results import COSTS, Result
-from compress_ssl.matrix.summary import SPREADS, Value, heading, short_name
+from compress_ssl.matrix.summary import Value, short_name
+from compress_ssl.metric_names import heading, without_spreads
 from compress_ssl.page.curves import Axis, spread
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#3a3a3a")  # told apart without red or green
@@ -46,8 +47,7 @@ def drawing(results: Sequence[Result], *, title: str) -> str:
     settings = list(dict.fromkeys(one.setting for one in results))
     if _numbers(settings) is not None:
         settings.sort(key=float)
-    metrics = [metric for metric in dict.fromkeys(one.metric for one in results)
-               if metric not in COSTS and not metric.endswith(SPREADS)]  # fmt: skip
+    metrics = [metric for metric in without_spreads(one.metric for one in results) if metric not in COSTS]
     panels = [_panel(heading(metric), settings, _curves(results, metric)) for metric in metrics]
     columns = min(PANELS, len(panels))
     rows = math.ceil(len(panels) / columns)

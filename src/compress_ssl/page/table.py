@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress_ssl.metric_names import SPREADS, without_spreads
 from compress_ssl.page.models import Comparison, Model
 from compress_ssl.page.words import THIN, against, of_ten, percent, short, whole
 
@@ -20,7 +21,6 @@ METRICS = (
 )
 KEPT = "neighbour_overlap_10"
 BESIDE_TEACHER = ("neighbour_overlap", "cka")  # likeness to the teacher: its own is 1, and nothing to be held to
-SPREADS = ("_std", "_interval")  # how much a score varies: told beside it
 ROOM = 3  # scores beyond METRICS that the table has room for; more of them get one of their own
 COSTS: dict[str, tuple[str, str] | None] = {  # what a student with a larger value is called, with a smaller value
     "parameters": ("more", "fewer"),
@@ -44,8 +44,7 @@ class Cell:
 
 def table(one: Comparison, *, colours: dict[Path, int]) -> dict[str, Any]:
     """All that the page shows of one comparison; `colours` are those of the curves, by run folder."""
-    written = {key for model in one.models for key in model.entry["metrics"]}
-    used = {key for key in written if not (key.endswith(SPREADS) and key.rpartition("_")[0] in written)}
+    used = set(without_spreads(key for model in one.models for key in model.entry["metrics"]))
     of_each = sorted(key for key in used if key.startswith(f"{KEPT}_"))  # of several teachers: …_teacher_2
     listed = [key for known in METRICS for key in (known, f"{known}_per_class", *(of_each if known == KEPT else ()))]
     metrics, more = [key for key in listed if key in used], sorted(used.difference(listed), key=in_order)
