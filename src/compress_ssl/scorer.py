@@ -7,9 +7,9 @@ are. Where the images are labelled, accuracy is told beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console
@@ -53,7 +53,9 @@ def settle_centres(objective: Weighted, judges: list[Embedded] | None, fabric: F
 
     def found() -> list[torch.Tensor]:
         assert judges is not None
-        return [_rows(judges[number])[1].double().mean(dim=0).float() for number, _ in asking]
+        # NumPy sums float32 rows in float64 without a copy of them: 5 GB of a million rows of 512
+        means = [judges[number].train.rows.mean(axis=0, dtype=np.float64) for number, _ in asking]
+        return [torch.from_numpy(mean).float() for mean in means]
 
     if asking:
         for (_, leaf), mean in zip(asking, fabric.broadcast(on_first(fabric, found) or []), strict=True):
@@ -171,7 +173,7 @@ class Scorer:
             name: evaluations.find(name) for name in ("nearest_neighbour", "neighbour_overlap", "cluster_alignment")
         }
         several = len(self.judges) > 1  # each is then nobody's student: beside itself it would keep all
-        judged = {name: replace(judge, teacher=None) if several else judge for name, judge in self.judges.items()}
+        judged = {name: judge.beside(None) if several else judge for name, judge in self.judges.items()}
         scores = {name: score(model, chosen, Protocols()) for name, model in (judged | {"student": embedded}).items()}
         scores["student"]["metrics"] |= self._kept(embedded)
         about = self._about(best)
@@ -204,12 +206,15 @@ class Scorer:
         ten = overlap.Config(neighbours=(10,))
         if len(self.judges) == 1:
             return overlap.evaluate(embedded, ten)
-        each = [overlap.evaluate(replace(embedded, teacher=judge), ten)[KEPT] for judge in self.judges.values()]
+        each = [overlap.evaluate(embedded.beside(judge), ten)[KEPT] for judge in self.judges.values()]
         mean = sum(share * found for share, found in zip(self.objective.shares, each, strict=True))
         return {KEPT: mean} | {f"{KEPT}_{name}": found for name, found in zip(self.judges, each, strict=True)}
 
     def _embed(self, encoder: Encoder) -> Embedded:
-        """Both splits as `encoder` sees them, in eval mode; its mode is put back."""
+        """Both splits as `encoder` sees them, in eval mode, beside the first teacher; the encoder's mode is put back.
+
+        The rows of a teacher never change, so what was searched among them is kept from one validation to the next.
+        """
         training = encoder.training
         encoder.eval()
         rows = [
@@ -232,8 +237,12 @@ class Scorer:
         )
         models = side_by_side(train, test)  # a teacher's vectors may be of pictures that are not read here
         student = models.pop("student")
-        self.judges = {name: replace(model, teacher=replace(model, teacher=None)) for name, model in models.items()}
-        return student
+        for name, model in models.items():
+            known = self.judges[name]
+            if known.teacher is None or (known.train.ids, known.test.ids) != (model.train.ids, model.test.ids):
+                alone = model.beside(None)
+                self.judges[name] = alone.beside(alone)
+        return student.beside(next(iter(self.judges.values())))
 
 
 def _seen(leaf: Any, judge: Embedded) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ import importlib
 import pkgutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, cast
 
@@ -83,6 +83,12 @@ class Embedded:
             part = Embedded(train=train, test=test, device=self.device, classes=self.classes)
             self._searched["labelled"] = part
         return cast(Embedded, self._searched["labelled"])
+
+    def beside(self, teacher: Embedded | None) -> Embedded:
+        """The same rows compared with another teacher, or with none; what was searched for one serves the other."""
+        other = replace(self, teacher=teacher)
+        other.__dict__["_searched"] = self._searched
+        return other
 
     def clusters(self, count: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
         """`clustering.k_means` on the train rows, done once for each number of clusters and each set of options.
