@@ -207,6 +207,29 @@ def shown_on(width: int, models: dict, **options) -> str:
     return console.export_text()
 
 
+@pytest.mark.parametrize("unlabelled", [0, 2])
+def test_on_how_many_images_the_scores_rest_is_told_once(unlabelled, models, tmp_path, capfd):
+    """Half a point between two students would be believed where one test image weighs twenty."""
+    data = photos(tmp_path / "photos", 60, labelled=True)
+    other = photos(tmp_path / "other", 40, labelled=True)
+    for folder in (data, other):
+        for number in range(unlabelled):
+            (folder / f"kind0/{3 * number:03d}.png").rename(folder / f"stray{number}.png")
+    evaluate.run(config([models / "plain"], data, tmp_path / "out", held_out=5, metrics=("nearest_neighbour",),
+                        on=(str(other),), on_metrics=("nearest_neighbour",)))  # fmt: skip
+    shown = " ".join(re.sub(r"[^\w,;]+", " ", capfd.readouterr().err).split())
+    assert shown.count("test images") == 2, "once for each table"
+    told = json.loads((tmp_path / "out" / "results.json").read_text())
+    for images in (told["images"], told["transfer"][str(other)]["images"]):
+        known = f"{images['test']} test images, {images['train']} training images as gallery and to fit on"
+        assert known in shown
+        if unlabelled:
+            assert images["test_labelled"] + images["train_labelled"] == images["test"] + images["train"] - unlabelled
+            assert f"{known}; with a label {images['test_labelled']} and {images['train_labelled']}" in shown
+        else:
+            assert "with a label" not in shown
+
+
 def test_what_takes_minutes_is_done_where_it_is_named(models, tmp_path):
     """A first look at a folder would take as long as the whole proof; what is on request could not be had."""
     assert "few_labels" in evaluations.names()

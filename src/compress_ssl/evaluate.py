@@ -205,7 +205,7 @@ def run(config: Config) -> Path:
         )
     more = {"transfer": transferred} if transferred else {}
     write_results(folder, data=config.data, models=models, scores=scores, about=about, splits=splits, more=more)
-    console.print(result_table(scores, about, asked=config.metrics))
+    console.print(result_table(scores, about, asked=config.metrics, models=models))
     if probed:
         console.print(layers.layers_table(probed))
     if transferred:
@@ -425,9 +425,13 @@ def _score_elsewhere(
 
 
 def image_counts(models: dict[str, Embedded]) -> dict[str, int]:
-    """Images of both splits that all models have rows of."""
+    """Images of both splits that all models have rows of; where some but not all have a label, also how many do."""
     first = next(iter(models.values()))
-    return {"train": len(first.train.ids), "test": len(first.test.ids)}
+    splits = {"train": first.train, "test": first.test}
+    labelled = {f"{name}_labelled": int((split.labels >= 0).sum()) for name, split in splits.items()}
+    counts = {name: len(split.ids) for name, split in splits.items()}
+    partly = first.labelled and sum(labelled.values()) < sum(counts.values())
+    return counts | (labelled if partly else {})
 
 
 def write_results(
@@ -473,9 +477,14 @@ MOST_COLUMNS = 10  # scores side by side; of more, each has a line of its own
 
 
 def result_table(
-    scores: dict[str, dict[str, Any]], about: dict[str, dict[str, Any]], *, asked: tuple[str, ...] = ()
+    scores: dict[str, dict[str, Any]],
+    about: dict[str, dict[str, Any]],
+    *,
+    asked: tuple[str, ...] = (),
+    models: dict[str, Embedded] | None = None,
 ) -> RichTable:
-    """The table that a terminal shows: the main scores, and those of the evaluations in `asked` that have none such."""
+    """The table that a terminal shows: the main scores, and those of the evaluations in `asked` that have none such;
+    below it, on how many images of `models` they rest."""
     written = dict.fromkeys(metric for one in scores.values() for metric in one["metrics"])
     found = [metric for metric in written if not (metric.endswith(SPREADS) and metric.rpartition("_")[0] in written)]
     shown = [metric for metric in found if _is_shown(metric, found, asked)]
@@ -489,7 +498,7 @@ def result_table(
     table = RichTable(header_style="bold")
     for number, heading in enumerate(whole[0]):
         table.add_column(heading, justify="right" if number else "left", no_wrap=heading in ("model", "params", "MACs"))
-    captions = []
+    captions = [transfer.images_told(image_counts(models))] if models else []
     weights = {name: told["weight"] for name, told in about.items() if "weight" in told}
     if weights:
         told = ", ".join(f"{name} {100 * weight:.1f} %" for name, weight in weights.items())

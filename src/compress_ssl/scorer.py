@@ -178,7 +178,7 @@ class Scorer:
         scores["student"]["metrics"] |= self._kept(embedded)
         about = self._about(best)
         write_results(self.folder, data=self.data, models=models, scores=scores, about=about, splits=self.splits)
-        self.console.print(result_table(scores, about))
+        self.console.print(result_table(scores, about, models=models))
         self.console.print(best_epoch(self.folder), highlight=False)
         if self.folder.skipped():
             self.console.print(self.folder.skipped_told(), markup=False)

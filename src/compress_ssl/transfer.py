@@ -75,10 +75,18 @@ def transfer_tables(transfer: dict[str, Any]) -> Group:
     Args:
         transfer: as in results.json, {data set: {"images": …, "models": {model: {"metrics": …, "missing": …}}}}.
     """
-    return Group(*(_table(name, told["models"]) for name, told in transfer.items()))
+    return Group(*(_table(name, told["models"], told["images"]) for name, told in transfer.items()))
 
 
-def _table(data: str, models: dict[str, Any]) -> RichTable:
+def images_told(images: dict[str, int]) -> str:
+    """What scores rest on: of 100 test images one weighs a point, and a larger gallery has nearer neighbours."""
+    told = f"{images['test']} test images, {images['train']} training images as gallery and to fit on"
+    if "test_labelled" not in images:
+        return told
+    return f"{told}; with a label {images['test_labelled']} and {images['train_labelled']}"
+
+
+def _table(data: str, models: dict[str, Any], images: dict[str, int]) -> RichTable:
     columns = list(dict.fromkeys(metric for one in models.values() for metric in one["metrics"]))
     table = RichTable(header_style="bold", title=f"on {escape(data)}", title_justify="left", title_style="bold")
     table.add_column("model", no_wrap=True)
@@ -89,4 +97,5 @@ def _table(data: str, models: dict[str, Any]) -> RichTable:
     for model, one in models.items():
         values = [f"{100 * one['metrics'][key]:.1f}" if key in one["metrics"] else "–" for key in columns]
         table.add_row(escape(model), *values)
+    table.caption = images_told(images)
     return table
