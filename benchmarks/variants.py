@@ -28,7 +28,7 @@ from compress_ssl.momentum import Momentum
 from compress_ssl.neighbours import nearest_neighbours
 from compress_ssl.projector import ProjectorConfig, shape
 from compress_ssl.similarity import anchor_kl
-from compress_ssl.stored import of, open_stored
+from compress_ssl.stored import find, of, open_stored
 from compress_ssl.stored_teacher import StoredTeacher
 from compress_ssl.student import Student
 from compress_ssl.transforms import EvaluationView, Sample, TrainView
@@ -103,7 +103,7 @@ def look(data: str, table: str) -> Seen:
     some = {name: datasets.subset(images, np.arange(min(len(images), most)))
             for (name, images), most in zip(parts.items(), (TRAIN, TEST), strict=True)}  # fmt: skip
     teacher = StoredTeacher(stored, splits.train, device=torch.device("cpu"))
-    places = teacher._places[: len(some["train"])]
+    places = find(stored, some["train"], part=True)
     assert teacher.preprocessing is not None
     view, evaluation = teacher.view(TrainView(), SIDE), EvaluationView(teacher.preprocessing)
     rows = [stored.rows(places, view=number) for number in range(stored.views)]
