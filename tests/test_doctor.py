@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from compress_ssl import doctor
+from compress_ssl import doctor, objectives
+from compress_ssl.calibration import calibrate
 from compress_ssl.checkup import inspection
 from compress_ssl.cli import main
-from compress_ssl.datasets import hold_out, open_splits, set_aside
+from compress_ssl.datasets import hold_out, open_splits, set_aside, trained_and_watched
+from compress_ssl.objectives import cc
+from compress_ssl.quantised import Int8Rows
 from compress_ssl.refusal import Refusal
+from compress_ssl.weighted import Weighted, leaves
 
 MODELS = ["--teacher", "compress/resnet10_small_w16_s2@random", "--student", "compress/resnet10_small_w8_s2"]
 QUICK = ["--seconds", "0.5", "--workers", "0", "--batch-size", "8", "--student-size", "32", "--teacher-size", "32"]
@@ -135,7 +141,7 @@ def test_teacher_and_student_are_those_that_distill_would_take(photos, capsys):
     assert "images to look for neighbours among" in teacher["temperature"]["why_not"]
     assert 0 < teacher["temperature"]["default_share"] <= 1
     assert teacher["bank"]["suggested"] == len(training)
-    assert teacher["bank"]["bytes"]["float32"] == len(training) * (128 + 64) * 4
+    assert teacher["bank"]["bytes"]["float32"] == len(training) * ((128 + 64) * 4 + 8)
     assert -1 <= teacher["cosine"]["quantiles"]["0.01"] <= teacher["cosine"]["quantiles"]["0.99"] <= 1
     assert 1 <= teacher["effective_dimension"] <= 128
     student = found["student"]
@@ -284,11 +290,77 @@ def test_a_table_is_a_teacher_without_speed_of_its_own(photos, capsys):
     assert found["forecast"]["live"] is found["forecast"]["table_bytes"] is None
 
 
-def test_every_objective_can_be_forecast(photos, capsys):
-    """One without a bank or a temperature must not end in an error after a minute of looking."""
-    for name in ("regression", "compress_1q"):
+def test_every_objective_can_be_forecast_and_none_clusters_for_it(photos, capsys, monkeypatch):
+    """One without a bank or a temperature must not end in an error after a minute of looking; of a million images the
+    clusters that `cc` finds before its first step would be that minute's end, and those of noise nobody's gain."""
+    monkeypatch.setattr(cc, "k_means", lambda *_, **__: pytest.fail("an hour, of a million images"))
+    for name in ("regression", "compress_1q", "cc"):
         found = examined(capsys, "--data", str(photos), *MODELS, "--objective", name)
         assert found["speed"]["step_live"]["images_per_second"] > 0, name
+        assert (
+            (found["teacher"]["bank"] is None) == (found["forecast"]["memory"]["bank"] == 0) == (name != "compress_1q")
+        )
+        first = [told for told in found["left_out"] if told.startswith("hours before the first step: cc looks at")]
+        assert bool(first) == (name == "cc"), "the forecast is of steps alone"
+
+
+@pytest.mark.parametrize("centre", ["none", "mean"])
+def test_rows_are_looked_at_as_the_training_compares_them(photos, capsys, tmp_path, centre):
+    """Of a cone of rows doctor would tell the temperature and the cosines of the cone, and the training, which takes
+    the mean away first, would have other ones."""
+    images = open_splits(str(photos)).train
+    _, watched = trained_and_watched(images, held_out=1000, gallery=5000)
+    random = np.random.default_rng(3)
+    rows = {id: 2 + random.standard_normal(7) for id in images.ids}
+    rows = {id: row / np.linalg.norm(row) for id, row in rows.items()}
+    np.save(tmp_path / "rows.npy", np.stack(list(rows.values())).astype(np.float32))
+    (tmp_path / "ids.txt").write_text("".join(f"{id}\n" for id in rows))
+    given = ["--teacher", "rows.npy", "--ids", "ids.txt", "--objective.centre", centre, "--objective.perplexity", "0.3"]
+    assert main(["doctor", "--data", str(photos), *given, *QUICK[:-2], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["teacher"]
+
+    queries, others = (np.stack([rows[id] for id in part.ids]) for part in (watched.test, watched.train))
+    if centre == "mean":
+        mean = others.mean(axis=0)
+        queries, others = (
+            (side - mean) / np.linalg.norm(side - mean, axis=1, keepdims=True) for side in (queries, others)
+        )
+    pairs = (others @ others.T)[np.triu_indices(len(others), 1)]
+    assert found["cosine"]["mean"] == pytest.approx(pairs.mean(), abs=1e-5)
+    expected = calibrate(torch.from_numpy(queries), torch.from_numpy(others), share=0.3)
+    assert found["temperature"]["suggested"] == pytest.approx(expected.temperature, rel=1e-3)
+    assert found["centred"] == (centre == "mean")
+    assert (found["cosine"]["mean"] > 0.5) == (centre == "none"), "or both would be the same"
+
+
+@pytest.mark.parametrize("name", [name for name in objectives.names() if name != "tokens"])
+def test_the_memory_of_anchors_and_of_what_learns_is_what_a_training_keeps(name):
+    """Half of the bank that was forecast for 1q was never kept, and a smaller one advised for the room it did not take;
+    of a wide teacher the heads are larger than the student."""
+    given = [{}, {"bank_dtype": "int8", "bank_size": 5}, {"anchors": "stored", "bank_size": 5}]
+    module, student, teacher = objectives.find(name), torch.nn.Linear(3, 4), SimpleNamespace(width=9)
+    for options in given:
+        if not options.keys() <= {field.name for field in dataclasses.fields(module.Config)}:
+            continue
+        config = doctor.Config(data="digits", objective=module.Config(**options))
+        device = SimpleNamespace(device=torch.device("cpu"))
+        wide = SimpleNamespace(width=4)
+        small, ends = doctor._objective(config, teacher, wide, device, images=2)
+        case = SimpleNamespace(config=config, objective=small, projector=ends, training=range(11))
+        forecast = doctor._memory(case, student, teacher)
+        whole, _ = doctor._objective(config, teacher, wide, device, images=11)
+        kept = 0
+        for leaf in leaves(whole).values():
+            if hasattr(leaf, "bank"):
+                leaf.bank.fill_randomly(torch.Generator())
+                sides = [leaf.bank.anchors(side) for side in leaf.bank.widths]
+                tensors = [part for side in sides for part in (side if isinstance(side, Int8Rows) else [side])]
+                kept += sum(tensor.nbytes for tensor in [*tensors, leaf.bank.index])
+        assert forecast["bank"] == kept, options
+        copied = sum(weight.nbytes for module in (student, ends.build()) for weight in module.parameters())
+        head = sum(weight.nbytes for weight in Weighted([whole], [1.0], [(4, 9)]).trained.parameters())
+        # weight, gradient and sgd's momentum; and the slow copy, which has no head
+        assert forecast["weights"] == 3 * (copied + head) + (0 if whole.momentum is None else copied), options
 
 
 def test_a_student_that_cannot_be_trained_here_is_a_finding(photos, capsys):

@@ -83,6 +83,11 @@ class Bank:
         self.position = 0  # next row to be written, of all processes' rows
         self.filled = 0  # rows [0, filled) hold anchors
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Of each model's rows."""
+        return {name: _width(rows) for name, rows in self._rows.items()}
+
     def anchors(self, name: str) -> Anchors:
         """(filled, D) rows of one model, of this process's part: a view, to be read before the next write."""
         return _slice(self._rows[name], 0, self._local(self.filled))
@@ -101,7 +106,7 @@ class Bank:
             rows: name -> (B, D) unit rows. Of more than K rows the last K are kept, as if written one by one.
         """
         shapes = {name: tuple(given.shape) for name, given in rows.items()}
-        expected = {name: (len(index), _width(whole)) for name, whole in self._rows.items()}
+        expected = {name: (len(index), width) for name, width in self.widths.items()}
         if shapes != expected:
             raise ValueError(f"expected rows {expected}, got {shapes}: every model's bank is written in step")
         count = len(index)
@@ -154,7 +159,7 @@ class Bank:
         Raises: Refusal if it is of another size or width, or int8 where floats are kept, or the reverse.
         """
         saved = {name: Int8Rows(*part) if isinstance(part, list) else part for name, part in state["rows"].items()}
-        expected = {name: _width(rows) for name, rows in self._rows.items()}
+        expected = self.widths
         got = {name: _width(rows) for name, rows in saved.items()}
         if state["size"] != self.size or got != expected:
             raise Refusal(f"expected a saved bank of {self.size} rows with widths {expected}, got {state['size']} "

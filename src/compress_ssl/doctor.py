@@ -14,12 +14,15 @@ not given, or that could not be measured, is null and explained in `left_out`:
                   leaks, expected_copies, expected_leaks (in all), first}
                 short_side (pixels), megapixels: {smallest, percent_5, median, percent_95, largest}
                 share_below_input, formats: {name: count}, labels: {labelled, classes, smallest, largest}
-    teacher     what needs its rows is null where fewer than 2 images of the gallery or none of the queries can be used
+    teacher     what needs its rows is null where fewer than 2 images of the gallery or none of the queries can be used;
+                cosine, effective_dimension and temperature are of the rows as --objective compares them
                 spec, stored, width, input_size, parameters, multiply_adds
                 gallery, queries: rows looked at; cosine: {mean, std, quantiles: {0.01, 0.05, 0.5, 0.95, 0.99}}
+                centred: whether the objective takes their mean from them before it compares
                 effective_dimension; nearest_neighbour: accuracy of the queries' nearest neighbour in the gallery
                 temperature: {suggested, share, default, default_share, why_not}, shares of anchors that are neighbours
-                bank: {suggested, neighbours, enough (leaves 100 neighbours), bytes: {float32, bfloat16, int8}}
+                bank: {suggested, neighbours, enough (leaves 100 neighbours), bytes: {float32, bfloat16, int8}}; null
+                  for an objective without
     student     spec, width, input_size, parameters, multiply_adds, parameter_share, multiply_add_share, unsafe
     speed       device, precision, workers, cores, batch_size (measured), input_size
                 loader, loader_stored, loader_embed: reading at the input of a live training; at the student's own,
@@ -46,7 +49,6 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console, RenderableType
-from torch.nn import functional
 
 from compress_ssl import datasets, objectives, optim, room
 from compress_ssl.bank import BankConfig
@@ -65,8 +67,9 @@ from compress_ssl.hardware import HardwareConfig, launch
 from compress_ssl.loader import Batch, View, default_workers
 from compress_ssl.momentum import Momentum
 from compress_ssl.optim import OptimizerConfig
-from compress_ssl.projector import ProjectorConfig, shape
+from compress_ssl.projector import ProjectorConfig, Shape, shape
 from compress_ssl.refusal import Refusal
+from compress_ssl.scorer import as_compared, settle_centres
 from compress_ssl.stored import is_stored
 from compress_ssl.stored_teacher import StoredConfig, StoredTeacher
 from compress_ssl.student import Student
@@ -135,6 +138,8 @@ class Case:
     fabric: Fabric
     teacher: LiveTeacher | StoredTeacher | None
     student: Encoder | None
+    objective: Any  # made for two images: what it compares and keeps, without the room that it takes; None: no teacher
+    projector: Shape | None  # that leads to it
     console: Console  # for what is of the moment
     found: dict[str, Any]
     memory: dict[str, Any] | None = None  # of a training
@@ -173,11 +178,29 @@ def _open(config: Config) -> Case:
         )  # fmt: skip
     size = config.student_size or getattr(getattr(teacher, "preprocessing", None), "size", None)
     student = None if config.student is None else open_encoder(config.student, weights="random", size=size)
+    objective, projector = (None, None) if teacher is None else _objective(config, teacher, student, fabric, images=2)
     found: dict[str, Any] = dict.fromkeys(("data", "teacher", "student", "speed", "forecast", "advice"))
     return Case(
         config=config, splits=splits, training=training, watched=watched, fabric=fabric, teacher=teacher,
-        student=student, console=Console(stderr=True), found=found | {"left_out": []},
+        student=student, objective=objective, projector=projector, console=Console(stderr=True),
+        found=found | {"left_out": []},
     )  # fmt: skip
+
+
+def _objective(
+    config: Config, teacher: Any, student: Encoder | None, fabric: Fabric, *, images: int
+) -> tuple[Any, Shape]:
+    """The objective for so many images, and the projector that leads to it; without a student, of one as wide as its
+    teacher."""
+    width = teacher.width if student is None else student.width
+    space = objectives.space_of(config.objective)
+    asked = objectives.projector_of(config.objective, ProjectorConfig())
+    ends = shape(asked, width=width, target_width=teacher.width, space=space)
+    objective = objectives.find(config.objective.name).Objective(
+        config.objective, width=ends.widths[-1], target_width=teacher.width, images=images, device=fabric.device,
+        seed=config.seed,
+    )  # fmt: skip
+    return objective, ends
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------
@@ -216,16 +239,16 @@ def _teacher(case: Case) -> list[RenderableType]:
         "width": teacher.width,
         "input_size": None if teacher.preprocessing is None else teacher.preprocessing.size,
         **(dict.fromkeys(("parameters", "multiply_adds")) if live is None else costs(live)),
-        **dict.fromkeys(("gallery", "queries", "cosine", "effective_dimension", "nearest_neighbour")),
+        **dict.fromkeys(("gallery", "queries", "cosine", "centred", "effective_dimension", "nearest_neighbour")),
         **dict.fromkeys(("temperature", "bank")),
     }
     judge = _judge(case)
     if judge is not None:
-        found |= {"gallery": len(judge.train.ids), "queries": len(judge.test.ids), **_space(judge, case.config.seed)}
-        found["temperature"] = _temperature(case.config, judge)
-        # 2q keeps anchors of both models; without a student it is taken to be as wide as its teacher
-        widths = (teacher.width, teacher.width if case.student is None else case.student.width)
-        found["bank"] = _bank(found["temperature"], widths, len(case.training))
+        queries, gallery = _as_compared(case, judge)
+        found |= {"gallery": len(judge.train.ids), "queries": len(judge.test.ids)}
+        found |= _space(judge, gallery, case.config.seed)
+        found["temperature"] = _temperature(case.config, queries, gallery)
+        found["bank"] = _bank(found["temperature"], case.objective, len(case.training))
     case.found["teacher"] = found
     return findings.teacher(found)
 
@@ -250,25 +273,33 @@ def _judge(case: Case) -> Embedded | None:
     return Embedded(train=rows[0], test=rows[1])
 
 
-def _space(judge: Embedded, seed: int) -> dict[str, Any]:
-    """How the teacher's rows lie, and whether they are near those of their class."""
-    cosine = spread.cosines(judge.train.rows, seed=seed)
+def _as_compared(case: Case, judge: Embedded) -> list[torch.Tensor]:
+    """Queries and gallery as the objective compares them; of a sum, as the first of its terms whose temperature is to
+    be found, if there is one."""
+    settle_centres(Weighted([case.objective], [1.0], [(0, 0)]), [judge], case.fabric)
+    terms = list(leaves(case.objective).values())
+    return as_compared(next((term for term in terms if term.temperature == "auto"), terms[0]), judge)
+
+
+def _space(judge: Embedded, gallery: torch.Tensor, seed: int) -> dict[str, Any]:
+    """How the teacher's rows lie as they are compared, and whether they are near those of their class."""
+    cosine = spread.cosines(gallery.numpy(), seed=seed)
     right = None
     if judge.labelled and np.isin(judge.test.labels, judge.train.labels).any():  # not if every class is one image
         right = nearest_neighbour.evaluate(judge, nearest_neighbour.Config(neighbours=(1,)))["nearest_neighbour"]
     quantiles = {f"{at:g}": value for at, value in zip(spread.QUANTILES, cosine.quantiles, strict=True)}
     return {
         "cosine": {"mean": cosine.mean, "std": cosine.std, "quantiles": quantiles},
-        "effective_dimension": spread.effective_dimension(judge.train.rows),
+        "centred": not np.array_equal(gallery.numpy(), judge.train.rows),
+        "effective_dimension": spread.effective_dimension(gallery.numpy()),
         "nearest_neighbour": right,
     }
 
 
-def _temperature(config: Config, judge: Embedded) -> dict[str, Any]:
+def _temperature(config: Config, queries: torch.Tensor, gallery: torch.Tensor) -> dict[str, Any]:
     """What `--objective.temperature auto` would choose, and how many neighbours the paper's value gives."""
     usual = BankConfig.temperature
     assert isinstance(usual, float)
-    queries, gallery = torch.from_numpy(judge.test.rows), torch.from_numpy(judge.train.rows)
     share = objectives.neighbour_share(config.objective, len(gallery))
     found: dict[str, Any] = {
         "suggested": None,
@@ -284,20 +315,28 @@ def _temperature(config: Config, judge: Embedded) -> dict[str, Any]:
     return found
 
 
-def _bank(temperature: dict[str, Any], widths: tuple[int, int], images: int) -> dict[str, Any]:
-    """As many anchors as the paper has, but no more than images; a query's neighbours among them are a share of them.
-
-    Args:
-        widths: of both models' anchors, as 2q keeps them; without a student it is taken to be as wide as its teacher.
-    """
-    size = min(BankConfig.bank_size, images)
+def _bank(temperature: dict[str, Any], objective: Any, images: int) -> dict[str, Any] | None:
+    """As many anchors as the objective is published with, but no more than images; a query's neighbours among them are
+    a share of them. None for an objective without a bank."""
+    banks = _banks(objective)
+    if not banks:
+        return None
+    size = min(max(type(leaf.config)().bank_size for leaf in banks), images)
     share = temperature["share"] or temperature["default_share"]
     return {
         "suggested": size,
         "enough": min(size, _rounded_up(ENOUGH_NEIGHBOURS / share)),
         "neighbours": share * size,
-        "bytes": {dtype: forecast.bank_bytes(size, widths, dtype=dtype) for dtype in forecast.BANK_BYTES},
+        "bytes": {
+            dtype: sum(forecast.bank_bytes(size, leaf.bank.widths.values(), dtype=dtype) for leaf in banks)
+            for dtype in forecast.BANK_BYTES
+        },
     }
+
+
+def _banks(objective: Any) -> list[Any]:
+    """The objectives with a bank; of a sum, its terms."""
+    return [leaf for leaf in leaves(objective).values() if hasattr(leaf, "bank")]
 
 
 def _rounded_up(value: float) -> int:
@@ -446,25 +485,15 @@ def _train(case: Case, bench: Bench, views: dict[str, View], read: dict[str, Bat
 def _step(case: Case, student: Encoder, teacher: AtHand) -> Step:
     """A step of the training with a full bank."""
     config, device = case.config, case.fabric.device
-    module = objectives.find(config.objective.name)
-    space = objectives.space_of(config.objective)
-    asked = objectives.projector_of(config.objective, ProjectorConfig())
-    ends = shape(asked, width=student.width, target_width=teacher.width, space=space)
-    objective = module.Objective(
-        config.objective, width=ends.widths[-1], target_width=teacher.width, images=len(case.training), device=device,
-        seed=config.seed,
-    )  # fmt: skip
+    objective, ends = _objective(config, teacher, student, case.fabric, images=len(case.training))
     for leaf in leaves(objective).values():
         if leaf.temperature == "auto":
             calibrated = case.found["teacher"]["temperature"] or {"suggested": None}
             leaf.temperature = calibrated["suggested"] or BankConfig.temperature
-    if getattr(objective, "fits_targets", False):  # noise, here and in the bank, is as much work as rows
-        generator = torch.Generator().manual_seed(config.seed)
-        noise = torch.randn(len(case.training), teacher.width, generator=generator).to(device)
-        objective.fit(functional.normalize(noise), torch.arange(len(noise), device=device))
-    for leaf in leaves(objective).values():
-        if hasattr(leaf, "bank"):
-            leaf.bank.fill_randomly(torch.Generator().manual_seed(config.seed))
+        if getattr(leaf, "fits_targets", False):  # noise, here and in the bank, is as much work in a step as rows
+            leaf.fit_randomly(torch.Generator().manual_seed(config.seed))
+    for leaf in _banks(objective):
+        leaf.bank.fill_randomly(torch.Generator().manual_seed(config.seed))
     model = Student(student.train(), ends.build()).train().to(device)
     model = model.to(memory_format=torch.channels_last)
     whole = Weighted([objective], [1.0], [(ends.widths[-1], teacher.width)])
@@ -476,14 +505,19 @@ def _step(case: Case, student: Encoder, teacher: AtHand) -> Step:
 
 def _memory(case: Case, student: Encoder, teacher: LiveTeacher | StoredTeacher) -> dict[str, Any]:
     """Memory of a training; its activations have to be measured."""
-    objective = case.config.objective
-    size = min(getattr(objective, "bank_size", 0), len(case.training))
-    dtype = getattr(objective, "bank_dtype", "float32")
-    bank = forecast.bank_bytes(size, (teacher.width, student.width), dtype=dtype)
+    assert case.projector is not None
+    bank = 0
+    for leaf in _banks(case.objective):
+        size = len(case.training) if leaf.stored_anchors else min(leaf.config.bank_size, len(case.training))
+        dtype = getattr(leaf.config, "bank_dtype", "float32")
+        bank += forecast.bank_bytes(size, leaf.bank.widths.values(), dtype=dtype)
     states = 2 if case.config.optimizer.name == "adamw" else 1
-    slow = getattr(objective, "momentum", None) is not None
+    slow = case.objective.momentum is not None
     held = (costs(teacher.encoder)["parameters"] or 0) if isinstance(teacher, LiveTeacher) else 0
-    weights = forecast.training_bytes(parameter_count(student), slow_copy=slow, optimizer_states=states)
+    learning = parameter_count(student) + parameter_count(case.projector.build())
+    weights = forecast.training_bytes(learning, slow_copy=slow, optimizer_states=states)
+    heads = parameter_count(Weighted([case.objective], [1.0], [(0, 0)]).trained)
+    weights += forecast.training_bytes(heads, slow_copy=False, optimizer_states=states)
     weights += forecast.WEIGHT_BYTES * held
     return {"weights": weights, "activations": None, "bank": bank, "whole": weights + bank}
 
@@ -537,6 +571,9 @@ def _forecast(case: Case) -> list[RenderableType]:
         loader = rates["loader_stored"] or rates["loader"]
         told = forecast.stored(images, epochs=config.epochs, step=rates["step_stored"], loader=loader, embed=embed)
         result["stored"] |= {"train_hours": told.train, "hours": told.total}
+    if any(getattr(leaf, "fits_targets", False) for leaf in leaves(case.objective).values()):
+        case.leave_out("hours before the first step", f"{config.objective.name} looks at the teacher's rows of all "
+                       f"{findings.number(images)} training images once")  # fmt: skip
     case.found["forecast"] = result
     return findings.forecast(result)
 
@@ -549,5 +586,6 @@ def _advice(case: Case) -> list[RenderableType]:
     names = ("data", "teacher", "teacher_size", "batch_size", "views", "unusual", "workers", "accelerator")
     plan = {name: getattr(config, name) for name in names}
     plan |= {name: getattr(config.objective, name, None) for name in ("temperature", "bank_size")}
+    plan["within_batch"] = getattr(case.objective, "within_batch", False)
     case.found["advice"] = advice.give(case.found, plan=plan)
     return findings.advice(case.found["advice"], case.found["left_out"])

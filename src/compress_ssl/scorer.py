@@ -81,7 +81,7 @@ def settle_temperatures(objective: Weighted, judges: list[Embedded] | None, fabr
         assert judges is not None
         temperatures = []
         for number, leaf in automatic:
-            queries, gallery = _seen(leaf, judges[number])
+            queries, gallery = as_compared(leaf, judges[number])
             share = objectives.neighbour_share(leaf.config, len(gallery))
             temperatures.append(calibrate(queries, gallery, share=share).temperature)
         return temperatures
@@ -92,6 +92,12 @@ def settle_temperatures(objective: Weighted, judges: list[Embedded] | None, fabr
     return bool(automatic)
 
 
+def as_compared(leaf: Any, judge: Embedded) -> list[torch.Tensor]:
+    """Held-out rows (Q, D_t) and gallery (N, D_t) of a teacher as the objective compares them."""
+    seen = getattr(leaf, "seen", lambda rows: rows)
+    return [seen(rows) for rows in _rows(judge)]
+
+
 def temperatures_told(objective: Weighted, judges: list[Embedded], names: Sequence[str]) -> list[str]:
     """What each teacher's temperature amounts to, where it was `auto`; of a sum, that of each term."""
     told = []
@@ -99,7 +105,7 @@ def temperatures_told(objective: Weighted, judges: list[Embedded], names: Sequen
         for term, leaf in leaves(one).items():
             if getattr(leaf.config, "temperature", None) != "auto":
                 continue
-            share = perplexity_share(*_seen(leaf, judge), temperature=leaf.temperature)
+            share = perplexity_share(*as_compared(leaf, judge), temperature=leaf.temperature)
             neighbours = f"perplexity {share * leaf.bank.size:.0f} among {leaf.bank.size} anchors ({share:.1%})"
             whose = " ".join(part for part in ("" if len(names) == 1 else name, term) if part)
             told.append(f"{f'{whose}: ' if whose else ''}temperature {leaf.temperature:g}: {neighbours}")
@@ -243,12 +249,6 @@ class Scorer:
                 alone = model.beside(None)
                 self.judges[name] = alone.beside(alone)
         return student.beside(next(iter(self.judges.values())))
-
-
-def _seen(leaf: Any, judge: Embedded) -> list[torch.Tensor]:
-    """Held-out rows and gallery of a teacher as the objective compares them."""
-    seen = getattr(leaf, "seen", lambda rows: rows)
-    return [seen(rows) for rows in _rows(judge)]
 
 
 def _rows(judge: Embedded) -> tuple[torch.Tensor, torch.Tensor]:

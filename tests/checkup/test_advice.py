@@ -71,6 +71,7 @@ PLAN: dict[str, Any] = {
     "accelerator": "auto",
     "temperature": 0.04,
     "bank_size": 128_000,
+    "within_batch": False,
 }
 
 
@@ -199,3 +200,19 @@ def test_without_teacher_and_student_only_the_data_speaks():
     """A look at data alone must not fail for what was not looked at."""
     found = HEALTHY | {"teacher": None, "student": None, "speed": None, "forecast": None}
     assert advice.give(found, plan=PLAN) == []
+
+
+def test_a_batch_that_cannot_be_computed_in_parts_is_not_advised_to_be():
+    """The default objective refuses --accumulate: whoever did as advised would be told so by the next command."""
+    found = copy.deepcopy(HEALTHY)
+    found["forecast"]["free_memory"] = 1000
+    (one,) = advice.give(found, plan=PLAN | {"within_batch": True})
+    assert one["do"] == "lower --batch-size"
+
+
+def test_a_teacher_is_judged_where_the_objective_keeps_no_bank():
+    """A regression would be started onto a teacher that knows nothing of these images."""
+    found = copy.deepcopy(HEALTHY)
+    found["teacher"] |= {"bank": None, "nearest_neighbour": 0.1}
+    (one,) = advice.give(found, plan=PLAN | {"temperature": None, "bank_size": None})
+    assert one["do"] == "choose another teacher"

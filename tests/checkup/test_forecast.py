@@ -30,5 +30,5 @@ def test_bytes_are_those_of_what_is_made():
     """A disk that is full after a night of embedding."""
     rows = np.zeros((7, 1 + 3), record_dtype(5, "float16")).nbytes + np.zeros(2, record_dtype(5, "float16")).nbytes
     assert forecast.table_bytes(7, 2, views=3, width=5) == rows
-    assert forecast.bank_bytes(11, (5, 3), dtype="bfloat16") == 11 * 8 * 2
+    assert forecast.bank_bytes(11, (5, 3), dtype="bfloat16") == 11 * (8 * 2 + 8), "an anchor knows its image"
     assert forecast.training_bytes(100, slow_copy=True, optimizer_states=1) == 1600

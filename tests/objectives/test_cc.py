@@ -145,3 +145,16 @@ def test_options_that_cluster_nothing_are_refused(option: str, value: int) -> No
     """One cluster teaches nothing, after an hour."""
     with pytest.raises(Refusal, match=f"--objective.{option} expected at least"):
         Config(**{option: value})
+
+
+def test_made_up_clusters_are_as_many_and_chosen_by_the_seed(unit) -> None:
+    """Steps that are measured would be refused for want of clusters, or be those of another classifier."""
+    found = []
+    for seed in (3, 3, 4):
+        objective = Objective(Config(clusters=4), width=5, target_width=9, images=97)
+        objective.fit_randomly(torch.Generator().manual_seed(seed))
+        assert torch.equal(objective.cluster.unique(), torch.arange(4))
+        assert torch.isfinite(objective(unit(97, 5, seed=1), unit(97, 9, seed=2), torch.arange(97)))
+        found.append(objective.cluster)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])

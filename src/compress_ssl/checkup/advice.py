@@ -42,7 +42,7 @@ def give(found: dict[str, Any], *, plan: dict[str, Any]) -> list[dict[str, str |
     Args:
         found: as `compress_ssl.doctor` documents it.
         plan: what the training was to be: data, teacher, teacher_size, batch_size, views, unusual, workers,
-            accelerator, temperature, bank_size.
+            accelerator, temperature, bank_size, within_batch (it cannot be computed in parts).
     """
     sources = (_wrong, _impossible, _slow, _inaccurate)
     return [one._asdict() for source in sources for one in source(found, plan)]
@@ -121,7 +121,8 @@ def _impossible(found: dict[str, Any], plan: dict[str, Any]) -> Iterator[Advice]
     needed, free = forecast["memory"], forecast["free_memory"]
     if needed is not None and free is not None and needed["whole"] > free:
         largest = max((needed[part] or 0, part) for part in ("weights", "activations", "bank"))[1]
-        do = {"activations": "train with --accumulate 2 or more", "weights": "choose a smaller student or teacher",
+        parts = "lower --batch-size" if plan["within_batch"] else "train with --accumulate 2 or more"
+        do = {"activations": parts, "weights": "choose a smaller student or teacher",
               "bank": "train with --objective.bank-dtype int8 or a smaller --objective.bank-size"}[largest]  # fmt: skip
         yield Advice(do, f"{memory(needed['whole'])} are needed and {memory(free)} are free; {largest} take most of it")
     if forecast["table_bytes"] is not None and forecast["table_bytes"] > forecast["free_disk"]:
@@ -192,7 +193,7 @@ def _comparing(found: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[fl
 
 def _inaccurate(found: dict[str, Any], plan: dict[str, Any]) -> Iterator[Advice]:
     teacher, student, data = found["teacher"], found["student"], found["data"]
-    if teacher is not None and teacher["bank"] is not None:
+    if teacher is not None and teacher["cosine"] is not None:
         yield from _of_teacher(teacher, data, plan)
     if student is not None:
         share = max(student["multiply_add_share"] or 0.0, student["parameter_share"] or 0.0)
@@ -229,7 +230,7 @@ def _of_teacher(teacher: dict[str, Any], data: dict[str, Any], plan: dict[str, A
     suggested = warm["suggested"]
     if isinstance(planned, float) and suggested and not 1 / FAR < planned / suggested < FAR:
         because = f"at {suggested:.2g} a query has {percent(warm['share'])} of the anchors as neighbours"
-        if planned == warm["default"]:
+        if planned == warm["default"] and bank is not None:
             neighbours = number(max(1, warm["default_share"] * bank["suggested"]))
             because += f", at the paper's {planned:g} {percent(warm['default_share'])} "
             because += f"({neighbours} of {number(bank['suggested'])})"

@@ -59,6 +59,7 @@ def teacher(found: dict[str, Any]) -> list[RenderableType]:
         table.add_row("looked at", told)
         low, *_, high = cosine["quantiles"].values()
         told = f"cosine {cosine['mean']:.2f} ± {cosine['std']:.2f}, 98 % from {low:.2f} to {high:.2f}"
+        told += ", without their mean" if found["centred"] else ""
         table.add_row("random pairs", told)
         table.add_row("directions", f"{found['effective_dimension']:.1f} of {found['width']} are in use, in effect")
     if warm is not None:

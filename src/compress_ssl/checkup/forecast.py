@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from compress_ssl.record import record_dtype
 
 BANK_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+SCALE_BYTES = {"float32": 0, "bfloat16": 0, "int8": 4}  # of each row
+SAMPLE_BYTES = 8  # which image an anchor is of
 WEIGHT_BYTES = 4  # weights, gradients and optimizer are float32 in every precision
 
 
@@ -66,9 +69,9 @@ def table_bytes(images: int, tested: int, *, views: int, width: int) -> int:
     return (images * (1 + views) + tested) * record_dtype(width, "float16").itemsize
 
 
-def bank_bytes(size: int, widths: tuple[int, ...], *, dtype: str) -> int:
-    """Anchors of all models."""
-    return size * sum(widths) * BANK_BYTES[dtype]
+def bank_bytes(size: int, widths: Collection[int], *, dtype: str) -> int:
+    """Anchors of all models whose rows a bank holds, and of which images they are."""
+    return size * (SAMPLE_BYTES + sum(width * BANK_BYTES[dtype] + SCALE_BYTES[dtype] for width in widths))
 
 
 def training_bytes(parameters: int, *, slow_copy: bool, optimizer_states: int) -> int:

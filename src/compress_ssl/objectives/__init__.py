@@ -24,7 +24,8 @@ What only some need, and others leave out:
     reads_key             True: it is called as objective(query, target, index, key); gradients do not reach the key
     key_view              "teacher": the slow copy sees the picture as the teacher does, not in the student's colours
     fits_targets          True: fit(target, index) is called once before the first step with the (N, D_t) rows of all
-                          usable training images in the evaluation view; what it finds is in the state dict
+                          usable training images in the evaluation view; what it finds is in the state dict.
+                          fit_randomly(generator) makes that up, for whoever measures a step
     tokens                True: behind each row come the patch tokens of its picture, (B, D + T · D_token) on both sides
                           (patch_tokens.py); token_side is set before the first step, T is its square; live teachers
     within_batch          True: the images of a batch are compared with one another, those of all processes

@@ -86,6 +86,10 @@ class Objective:
         self.cluster.fill_(UNKNOWN)
         self.cluster[index] = torch.from_numpy(assignments).to(self.cluster.device)
 
+    def fit_randomly(self, generator: torch.Generator) -> None:
+        """Make clusters up: a step costs what it does with those of `fit`."""
+        self.cluster.copy_(torch.randint(self.clusters, self.cluster.shape, generator=generator))
+
     def __call__(self, query: Tensor, target: Tensor, index: Tensor) -> Tensor:
         """(B, D_s) unit rows with gradient, their targets, (B,) samples -> cross-entropy, scalar in nats.
 

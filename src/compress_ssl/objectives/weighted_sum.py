@@ -3,6 +3,7 @@
     --objective weighted_sum --objective.terms compress_1q regression --objective.weights 1 0.5
     --objective.options compress_1q.temperature=0.07 compress_1q.anchors=stored
 
+Source: none of its own; each term's is in its file.
 The weights are not divided by their sum (those of several teachers are, see compress_ssl.weighted): what a term counts
 does not depend on the others, and a learning rate that suits one term of weight 1 may be too large for three.
 All terms see one query: in the teacher's space if any of them needs that (the others then see the projected row too),
