@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from torch.nn import functional
 
 from compress_ssl import objectives
+from compress_ssl.objectives import compress
 from compress_ssl.refusal import Refusal
 from compress_ssl.whole_batch import refuse_parts, whole
 
@@ -101,6 +102,10 @@ def test_parts_of_a_batch_whose_images_are_compared_are_refused() -> None:
     refuse_parts([SimpleNamespace(config=one.config)], accumulate=4)
     with pytest.raises(Refusal, match=r"--accumulate expected 1 with --objective sp, .* got 4: lower --batch-size"):
         refuse_parts([one], accumulate=4)
+    default, alone = (make(compress.Config(regression=weight)) for weight in (4.0, 0.0))
+    refuse_parts([alone], accumulate=4)
+    with pytest.raises(Refusal, match=r"lower --batch-size instead, or --objective.regression 0$"):
+        refuse_parts([default], accumulate=4)
 
 
 if __name__ == "__main__":
