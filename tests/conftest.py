@@ -1,9 +1,10 @@
-"""What several tests share: where real images lie, when they are there at all; pictures laid out like PASCAL VOC."""
+"""What several tests share: where real images lie, when they are there at all; pictures laid out like PASCAL VOC; a
+teacher of digits, and one thread to train its students in."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,38 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images in {folder}: set COMPRESS_SSL_DATA to a folder that holds cifar10/ and its like")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As processes that are started with one, so that sums are made in the same order."""
+    import torch  # not by those who need no tensors
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def digits_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A saved encoder for 8 pixels, 64 wide, whose batch norm has seen something."""
+    import torch
+
+    from compress_ssl import datasets
+    from compress_ssl.encoder import open_encoder, save_encoder
+
+    folder = tmp_path_factory.mktemp("digits_teacher")
+    torch.manual_seed(5)
+    encoder = open_encoder("compress/resnet10_small_w8", weights="random", size=8).train()
+    pictures = datasets.open_splits("digits").test
+    assert pictures is not None
+    images = np.stack([pictures.read(place).transpose(2, 0, 1) for place in range(70)])
+    with torch.no_grad():
+        for _ in range(9):
+            encoder(torch.from_numpy(images))
+    save_encoder(encoder, folder)
+    return str(folder)
 
 
 VOC_COLOURS = {"apple": (230, 30, 20), "leaf": (20, 200, 40), "sea": (30, 40, 230)}

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from compress_ssl import checkpoint, datasets, distill, objectives
+from compress_ssl import checkpoint, distill, objectives
 from compress_ssl.encoder import open_encoder, save_encoder
 from compress_ssl.hardware import HardwareConfig
 from compress_ssl.optim import OptimizerConfig
 from compress_ssl.scorer import Scorer
 from compress_ssl.training import TrainingConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STUDENT = "compress/resnet10_small_w8"
 STEPS, EPOCH = 4, 86  # of 1387 digits, 16 a step
 
@@ -26,36 +25,12 @@ class Killed(BaseException):
     """What SIGKILL is to a process: nothing of ours catches it."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """So that sums are made in the same order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def transformer(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A saved vision transformer for 64 pixels, with 4 × 4 patches."""
     folder = tmp_path_factory.mktemp("transformer")
     torch.manual_seed(6)
     save_encoder(open_encoder("timm/test_vit", weights="random", size=64), folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A saved encoder for 8 pixels, whose batch norm has seen something."""
-    folder = tmp_path_factory.mktemp("teacher")
-    torch.manual_seed(5)
-    encoder = open_encoder(STUDENT, weights="random", size=8).train()
-    images = datasets.open_splits("digits").train
-    pixels = np.stack([images.read(place).transpose(2, 0, 1) for place in range(70)])
-    with torch.no_grad():
-        for _ in range(9):
-            encoder(torch.from_numpy(pixels))
-    save_encoder(encoder, folder)
     return str(folder)
 
 
@@ -84,14 +59,14 @@ def state(run: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", objectives.names())
 def test_a_run_trains_all_that_learns_and_a_killed_one_goes_on_exactly(
-    teacher: str, transformer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    digits_teacher: str, transformer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """An objective would pass its own tests and fail in the loop: heads that stay as they were, a key that is missing,
     targets that are clustered anew after a kill."""
     monkeypatch.setattr(Scorer, "finish", lambda _: None)
     monkeypatch.setattr(Scorer, "__call__", lambda *_: {"neighbour_overlap_10": 0.5})
     module = objectives.find(name)
-    whole = config(teacher, tmp_path / "whole", module.Config())
+    whole = config(digits_teacher, tmp_path / "whole", module.Config())
     if getattr(module.Objective, "tokens", False):  # of another grid than its teacher's
         whole = replace(whole, teacher=transformer, student="timm/test_vit2", student_size=32)
     save, kept = checkpoint.save, {}
