@@ -31,6 +31,7 @@ from compress_ssl import distill, evaluations, settings
 from compress_ssl.device import open_device
 from compress_ssl.encoder import costs, open_encoder
 from compress_ssl.evaluate import Protocols, open_data
+from compress_ssl.idle_options import refuse_idle
 from compress_ssl.matrix import pages, results
 from compress_ssl.matrix.cell import SCORES, Bench, now, read_scores
 from compress_ssl.matrix.crew import Crew, Job, Outcome
@@ -38,7 +39,7 @@ from compress_ssl.matrix.plan import Cell, Matrix, Sweep, Views
 from compress_ssl.matrix.summary import summaries
 from compress_ssl.matrix.sweep import drawings
 from compress_ssl.metric_names import HEADLINE, heading, without_spreads
-from compress_ssl.refusal import Refusal, nearest
+from compress_ssl.refusal import Refusal, about, nearest
 from compress_ssl.run_folder import write_atomically
 from compress_ssl.stored import is_stored, open_stored
 from compress_ssl.training import Interrupted
@@ -98,28 +99,31 @@ def run(config: Config) -> Path:
         return from_results(config, console)
     for name in ("data", "teacher"):
         if getattr(config, name) is None:
-            raise Refusal(f"expected --{name}, got nothing for it: see compress-ssl benchmark --help")
+            raise Refusal(f"expected {name}, got nothing for it: write --{name}, or {name}: in the file")
     for name in ("student", "checkpoints", "config.yaml", "manifest.json"):
         if (config.out / name).exists():
             raise Refusal(f"--out expected a new folder or one that a benchmark began, got {config.out}, which holds "
                           f"{name} of another run: name another")  # fmt: skip
-    for evaluation in config.evaluations:
-        evaluations.find(evaluation)
+    with about("evaluations"):
+        for evaluation in config.evaluations:
+            evaluations.find(evaluation)
+    _refuse_idle(config)
     devices = _devices(config.devices)
-    about = _about(str(config.teacher))
-    matrix = matrix_of(config, size=about.pop("size"), accelerator=devices[0].partition(":")[0])
+    with about("teacher"):
+        known = _about(str(config.teacher))
+    matrix = matrix_of(config, size=known.pop("size"), accelerator=devices[0].partition(":")[0])
     cells = matrix.cells()
     rows = list(dict.fromkeys(cell.row for cell in cells))
     for row in config.only:
         if row not in rows:
-            raise Refusal(f"--only expected rows of the file, got {row}: {nearest(row, rows)}")
+            raise Refusal(f"only expected rows of the file, got {row}: {nearest(row, rows)}")
     chosen = [cell for cell in cells if not config.only or cell.row in config.only]
     tables = matrix.tables(chosen)
     like = next((cell.config for cell in cells if isinstance(cell.config, distill.Config)), None)
     bench = Bench(
         data=str(config.data),
         teacher=str(tables[0].out) if tables else str(config.teacher),
-        about=about,
+        about=known,
         out=config.out,
         evaluations=config.evaluations,
         protocols=config.protocols,
@@ -131,10 +135,12 @@ def run(config: Config) -> Path:
         keep_checkpoints=config.keep_checkpoints,
         command=shlex.join(["compress-ssl", *sys.argv[1:]]),
     )
+    with about("students"):
+        _refuse_students(config.students, matrix.size)
+    with about("data"):  # refused before anything is trained, if at all
+        open_data(bench.data, bench.held_out, unusual=bench.unusual)
     for cell in chosen:
         bench.refuse_other(cell)
-    _refuse_students(config.students, matrix.size)
-    open_data(bench.data, bench.held_out, unusual=bench.unusual)  # refused before anything is trained, if at all
 
     order = [(cell.student, cell.row, cell.setting, cell.seed) for cell in cells]
     before = [Job("embed", (table,), Path(f"{table.out}.log")) for table in tables]
@@ -277,16 +283,31 @@ def _devices(asked: tuple[str, ...]) -> list[str]:
     Raises: Refusal if there is no such device, or they are of several kinds.
     """
     if not asked:
-        raise Refusal("--devices expected at least one, got none: cpu, cuda, mps, cuda:1 …")
+        raise Refusal("devices expected at least one, got none: cpu, cuda, mps, cuda:1 …")
     devices = ["cuda" if name == "auto" and torch.cuda.is_available() else name for name in asked]
     devices = ["cpu" if name == "auto" else name for name in devices]
     kinds = sorted({name.partition(":")[0] for name in devices})
     if len(kinds) > 1:
-        raise Refusal(f"--devices expected one kind, for numbers of one table should be made alike, got "
+        raise Refusal(f"devices expected one kind, for numbers of one table should be made alike, got "
                       f"{' and '.join(kinds)}: choose one")  # fmt: skip
     for name in devices:
-        open_device(name)
+        try:
+            open_device(name)
+        except Refusal as refusal:
+            raise Refusal(str(refusal).replace("--device ", "devices ", 1)) from None
     return devices
+
+
+def _refuse_idle(config: Config) -> None:
+    """Refuse options of evaluations that are not done, and the one protocol that stored rows cannot have."""
+    for name in [name for name in evaluations.names() if name not in config.evaluations]:
+        with about("protocols"):
+            refuse_idle(config.protocols, [name], expected=f"{name} among evaluations", without="without it",
+                        instead={name: f"name {name} there, or leave the option out"})  # fmt: skip
+    if config.protocols.linear_probe.protocol == "paper":
+        raise Refusal("protocols.linear_probe.protocol expected stored, for a benchmark scores stored rows of the "
+                      "teacher, got paper, which needs its random views: use `compress-ssl evaluate` on the "
+                      "runs")  # fmt: skip
 
 
 def _about(teacher: str) -> dict[str, Any]:
@@ -307,12 +328,13 @@ def _refuse_students(students: tuple[str, ...], size: int | None) -> None:
 def _sweep(value: Any) -> Sweep:
     if not isinstance(value, dict):
         raise Refusal(f"sweep expected option, values and objectives, got {value!r}: write them as `name: value` lines")
+    names = [item.name for item in fields(Sweep)]
+    for name in value:
+        if name not in names:
+            raise Refusal(f"sweep expected option, values and objectives, got {name}: {nearest(name, names)}")
     if missing := [name for name in ("option", "values") if name not in value]:
         raise Refusal(f"sweep expected {' and '.join(missing)} too, got nothing for it: write it there")
-    try:
-        return settings.build(Sweep, value, {}, prefix="sweep.")
-    except Refusal as refusal:
-        raise Refusal(f"sweep: {refusal}") from None
+    return settings.build(Sweep, value, {}, prefix="sweep.")
 
 
 def _default(item: Any) -> Any:

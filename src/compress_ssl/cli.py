@@ -7,6 +7,7 @@ the verb is known: `compress-ssl --help` answers at once.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import importlib
 import io
@@ -120,7 +121,8 @@ def parse(kind: type, arguments: list[str], program: str) -> Any:
         word.startswith("--tyro-") for word in arguments
     )  # shell completion
     known = options(kind, default)
-    given = {} if asked else _given(arguments, known, program)
+    chosen_by = [f"--{family}" for family in families]  # taken out of the flags before
+    given = {} if asked else _given(arguments, known, program, also=chosen_by)
     arguments = arguments if asked else _with_nones(arguments, known)
     missing = [
         name for name in known if "." not in name and name not in given and getattr(default, name, 0) is tyro.MISSING
@@ -155,9 +157,11 @@ def parse(kind: type, arguments: list[str], program: str) -> Any:
     return config
 
 
-def _given(arguments: list[str], known: dict[str, Any], program: str) -> dict[str, list[str]]:
+def _given(arguments: list[str], known: dict[str, Any], program: str, *, also: list[str]) -> dict[str, list[str]]:
     """Option -> the words that follow it.
 
+    Args:
+        also: flags that there are beside the options.
     Raises: Refusal if there is no such option.
     """
     given: dict[str, list[str]] = {}
@@ -170,15 +174,28 @@ def _given(arguments: list[str], known: dict[str, Any], program: str) -> dict[st
         name = flag[2:].replace("-", "_")
         positive = re.sub(r"(^|\.)no_", r"\1", name)  # --no-strict
         if name not in known and known.get(positive) is not bool:
-            names = [_flag(option) for option in known]
-            ends = [option for option in names if option.endswith(f".{flag[2:]}")]  # --temperature, without its group
-            advice = f"did you mean {ends[0]!r}?" if ends else nearest(flag, names)
+            close = _nearest(flag, [*also, *map(_flag, known)])
+            advice = f"did you mean {close!r}?" if close else f"see {program} --help"
             raise Refusal(f"expected an option of {program}, got {flag}: {advice}")
         if name in given and _takes_several(known[name]):
             raise Refusal(f"expected {flag} once, got it twice, of which one would be lost: write its values one after "
                           f"the other, {flag} A B")  # fmt: skip
         words = given[name if name in known else positive] = [value] if equals else []
     return given
+
+
+def _nearest(flag: str, flags: list[str]) -> str | None:
+    """The flag that was meant: the same in a group or out of it, one that begins so, or one spelt much alike."""
+    last = flag[2:].rpartition(".")[2]
+    whole = [one for one in flags if one.endswith(f".{flag[2:]}") or one == f"--{last}"]
+    whole += sorted((one for one in flags if one.startswith(flag)), key=len)
+    if whole:
+        return whole[0]
+    spelt = {one[2:]: one for one in flags}
+    if len(flag) > len("--lr"):  # two letters are much like any four
+        spelt = {one.rpartition(".")[2]: one for one in reversed(flags)} | spelt
+    close = difflib.get_close_matches(flag[2:], spelt, n=1, cutoff=0.6)
+    return spelt[close[0]] if close else None
 
 
 def _takes_several(kind: Any) -> bool:

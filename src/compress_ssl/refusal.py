@@ -6,8 +6,10 @@ leaves with exit code 2; every other exception is our own mistake and keeps its 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 
 class Refusal(ValueError):
@@ -21,7 +23,28 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "did you mean 'compress_1q'?"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}."
+
+
+@contextlib.contextmanager
+def about(key: str) -> Iterator[None]:
+    """What is refused inside is about the key of a file, and says so; flags that it names become keys.
+
+    >>> with about("objectives.crd"):
+    ...     raise Refusal("--objective.head-width expected at least 1, got 0: the authors' is 128")
+    Traceback (most recent call last):
+        ...
+    compress_ssl.refusal.Refusal: objectives.crd: objective.head_width expected at least 1, got 0: the authors' is 128
+    """
+    try:
+        yield
+    except Refusal as refusal:
+        raise Refusal(f"{key}: {as_keys(str(refusal)).removeprefix(f'{key}: ').removeprefix(f'{key} ')}") from None
+
+
+def as_keys(sentence: str) -> str:
+    """The sentence with the flags in it as the keys that a file has for them: --batch-size is batch_size."""
+    return re.sub(r"(?<!\S)--([a-z][\w.-]*\w)", lambda found: found[1].replace("-", "_"), sentence)

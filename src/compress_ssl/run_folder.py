@@ -173,7 +173,7 @@ class RunFolder:
             return run
         if path.exists() and not path.is_dir():
             raise Refusal(f"--out expected a folder, got the file {path}: name another place")
-        if path.is_dir() and not _nothing_computed(path):
+        if path.is_dir() and not nothing_computed(path):
             what = "another run" if file.is_file() else "other files"
             raise Refusal(
                 f"--out expected an empty or new folder, got {path}, which holds {what}: "
@@ -268,7 +268,7 @@ def _completed(old: Any, config: Any) -> Any:
     return whole
 
 
-def _nothing_computed(path: Path) -> bool:
+def nothing_computed(path: Path) -> bool:
     """Whether a folder is empty, or was left by a start that failed before it had computed anything."""
     inside = {file.name for file in path.iterdir() if not is_left_over(file.name)}
     return not inside or (inside <= {"config.yaml", "environment.json"} and "config.yaml" in inside)

@@ -103,7 +103,9 @@ def build(kind: type, values: dict[str, Any], families: dict[str, str], *, prefi
         if key not in fields:
             names = [name for name in fields if not is_flat(hints[name])]
             names += [field.name for name in fields if is_flat(hints[name]) for field in _parts(hints[name])]
-            raise Refusal(f"expected an option of this command, got {prefix}{key}: {nearest(key, names)}")
+            inside = [option for option in _grouped_options(kind) if option.endswith(f".{key}")]
+            advice = f"did you mean {inside[0]!r}?" if inside else nearest(key, names)
+            raise Refusal(f"expected an option of this command, got {prefix}{key}: {advice}")
     result = {}
     for name, field in fields.items():
         if base is not None:
@@ -131,6 +133,16 @@ def build(kind: type, values: dict[str, Any], families: dict[str, str], *, prefi
         else:
             result[name] = _fit(value, hints[name], where)
     return kind(**result)
+
+
+def _grouped_options(kind: type) -> list[str]:
+    """Dotted names of the options in the groups that are there unasked: objective.temperature."""
+    found = []
+    for field in dataclasses.fields(kind):
+        value = field.default_factory() if callable(field.default_factory) else field.default
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            found += [f"{field.name}.{inner.name}" for inner in dataclasses.fields(value)]
+    return found
 
 
 def is_flat(hint: Any) -> bool:
@@ -246,6 +258,8 @@ def _told(hint: Any) -> str:
         return " or ".join(_told(option) for option in arguments)
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple and arguments == (Any, Ellipsis):
+        return "a list"
     if origin is tuple and arguments[-1] is Ellipsis:
         return f"a list of which each is {_told(arguments[0])}"
     if origin is tuple:

@@ -30,7 +30,7 @@ from compress_ssl.matrix.command import command
 from compress_ssl.matrix.plan import Cell, Untrained
 from compress_ssl.projector import load_projectors
 from compress_ssl.refusal import Refusal
-from compress_ssl.run_folder import changes, environment, plain, write_atomically
+from compress_ssl.run_folder import changes, environment, nothing_computed, plain, write_atomically
 from compress_ssl.stored import open_stored
 from compress_ssl.transforms import EvaluationView
 
@@ -173,19 +173,23 @@ class Bench:
 
     def refuse_other(self, cell: Cell) -> None:
         """Refuse to go on in a folder that holds another run than this cell."""
-        if isinstance(cell.config, Untrained) or not (cell.folder / "config.yaml").exists():
+        if isinstance(cell.config, Untrained) or not self._begun(cell):
             return
         if changed := changes(cell.folder, cell.config):
             raise Refusal(f"--out expected a new folder or the same benchmark, got {cell.folder}, which was started "
                           f"with {'; '.join(changed)}: name another --out, or rename the row")  # fmt: skip
 
+    @staticmethod
+    def _begun(cell: Cell) -> bool:
+        """Whether there is anything in its folder that another configuration would spoil."""
+        return (cell.folder / "config.yaml").exists() and not nothing_computed(cell.folder)
+
     def _trained(self, cell: Cell, verb: Any) -> dict[str, float]:
         """Train, or go on, in the cell's folder, an ordinary run's; minutes and images that it took."""
         last = cell.folder / "checkpoints" / "last.ckpt"
-        begun = (cell.folder / "config.yaml").exists()
         done = (cell.folder / "results.json").exists() or (cell.folder / SCORES).exists()
         if not done:
-            verb.run(replace(cell.config, resume=begun))
+            verb.run(replace(cell.config, resume=self._begun(cell)))
         if not last.exists():  # dropped when the run was scored
             return {}
         standing = checkpoint.standing(last)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from compress_ssl import distill, embed, pretrain, settings
-from compress_ssl.refusal import Refusal, nearest
+from compress_ssl.refusal import Refusal, as_keys, nearest
 from compress_ssl.stored import is_stored
 from compress_ssl.transforms import TrainView
 
@@ -104,6 +105,8 @@ class Matrix:
             if not values or len(set(values)) < len(values):
                 raise Refusal(f"{name} expected at least one, each once, got {' '.join(map(str, values)) or 'none'}: "
                               "correct the list")  # fmt: skip
+        if min(self.seeds) < 0:
+            raise Refusal(f"seeds expected 0 or more, got {min(self.seeds)}: choose another")
         common = _mapping(self.common, "common")
         rows, frame = _named(self.objectives, "objectives"), _named(self.frame, "frame")
         if both := [row for row in frame if row in rows]:
@@ -177,21 +180,29 @@ class Matrix:
     def _build(self, kind: type, layers: list[dict[str, Any]], where: str) -> Any:
         """The configuration that the layers make, the last one counting most, with what is the benchmark's own."""
         families = {"objective": "objectives"} if kind is distill.Config else {"method": "pretraining"}
-        for layer in layers:
+        for number, layer in enumerate(layers):
             inner = [part for group in ("training", "hardware") if isinstance(part := layer.get(group), dict)]
             for name in OWN:
                 if any(name in part for part in (layer, *inner)):
-                    raise Refusal(f"{where} and common expected options of a training, got {name}, which is the "
-                                  "benchmark's own: leave it out, or use --devices and --seeds")  # fmt: skip
+                    raise Refusal(f"{where if number else 'common'} expected options of a training, got {name}, which "
+                                  "is the benchmark's own: leave it out; data, teacher, students, seeds and devices "
+                                  "stand beside common")  # fmt: skip
         own: dict[str, Any] = {"data": self.data, "out": str(self.out / "runs"), "accelerator": self.accelerator}
         own |= {"teacher": self.teacher} if kind is distill.Config else {}
-        try:
+
+        def build(layers: list[dict[str, Any]]) -> Any:
             values = settings.layered(kind, [*layers, own], families)
             if kind is pretrain.Config and "size" not in values:
                 values["size"] = self.size
             return settings.build(kind, values, families)
+
+        try:
+            return build(layers)
         except Refusal as refusal:
-            raise Refusal(f"{where}: {refusal}") from None
+            told = str(refusal)
+        verb = "distill" if kind is distill.Config else "pretrain"
+        place = _guilty(build, layers, told, where)
+        raise Refusal(f"{place}: {as_keys(told).replace('of this command', f'of {verb}')}")
 
     def _folder(self, count: int, view: TrainView) -> str:
         name = f"views_{count}" + (f"_{digest(repr(view))}" if count and view != TrainView() else "")
@@ -212,6 +223,24 @@ class Matrix:
             unusual=config.unusual,
             strict=config.strict,
         )
+
+
+def _guilty(build: Callable[[list[dict[str, Any]]], Any], layers: list[dict[str, Any]], told: str, where: str) -> str:
+    """Where what is refused was written: in `common`, in the row, in the sweep, or it takes two of them."""
+
+    def refused(layers: list[dict[str, Any]]) -> str | None:
+        try:
+            build(layers)
+        except Refusal as refusal:
+            return str(refusal)
+        return None
+
+    common, *own = layers
+    if refused([common]) == told:
+        return "common"
+    if len(own) > 1 and refused([common, *own[:-1]]) is None:
+        return f"sweep, {where}"
+    return where if refused([{}, *own]) == told else f"{where} and common"
 
 
 def _placed(cell: Cell, student: str, seed: int) -> Cell:

@@ -86,8 +86,14 @@ def read(files: Iterable[Path]) -> list[Result]:
         try:
             with file.open(newline="", encoding="utf-8") as lines:
                 rows = list(csv.DictReader(lines))
-        except (OSError, UnicodeDecodeError) as trouble:
-            raise Refusal(f"--results expected a results.csv, got {file} ({trouble}): check the path") from None
+        except FileNotFoundError:
+            raise Refusal(
+                f"--results expected a results.csv, got {file}, which does not exist: check the path"
+            ) from None
+        except IsADirectoryError:
+            raise Refusal(f"--results expected a results.csv, got the folder {file}: name the file in it") from None
+        except UnicodeDecodeError:
+            raise Refusal(f"--results expected a results.csv, got {file}, which is no text: check the path") from None
         for number, row in enumerate(rows, start=2):
             try:
                 found.append(_result(row))
