@@ -39,7 +39,7 @@ from compress_ssl.matrix.plan import Cell, Matrix, Sweep, Views
 from compress_ssl.matrix.summary import summaries
 from compress_ssl.matrix.sweep import drawings
 from compress_ssl.metric_names import HEADLINE, heading, without_spreads
-from compress_ssl.refusal import Refusal, about, nearest
+from compress_ssl.refusal import Refusal, about, as_keys, nearest
 from compress_ssl.run_folder import write_atomically
 from compress_ssl.stored import is_stored, open_stored
 from compress_ssl.training import Interrupted
@@ -161,8 +161,8 @@ def run(config: Config) -> Path:
                 if outcome.stopped:
                     continue
                 if outcome.trouble is not None:
-                    failed.append(f"{chosen[number].told}: {outcome.trouble}")
-                progress.tell(chosen[number], outcome.value, outcome.trouble)
+                    failed.append(f"{chosen[number].told}: {as_keys(outcome.trouble)}")
+                progress.tell(chosen[number], outcome.value, outcome.trouble and as_keys(outcome.trouble))
                 write(config.out, gathered(config.out, order), failed)
     except KeyboardInterrupt:
         raise Interrupted("stopped, everything is saved: the same command goes on") from None

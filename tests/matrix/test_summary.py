@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +187,36 @@ def test_a_terminal_gets_the_main_scores_whole():
     assert all(heading in told for heading in ("1-NN", "linear", "CA", "kept@10", "25.0 ± 0.0", "table.md"))
     assert "kept@50" not in told
     assert "…" not in told
+
+
+def test_in_a_terminal_long_names_are_broken_and_no_number_is():
+    """Of a sweep every score was cut to its first digits, and how many seeds there are was not shown at all."""
+    swept = [result("compress_2q", seed, 0.5 + seed / 10, metric=metric, option="objective.bank_size", setting=setting)
+             for metric in ("nearest_neighbour", "linear_probe", "cluster_alignment", "neighbour_overlap_10")
+             for setting in ("256", "4096") for seed in range(3)]  # fmt: skip
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(pages.rich_table(summaries(swept)[0]))
+    told = console.export_text()
+    assert told.count("60.0 ± 10.0") == 8
+    assert "…" not in told
+    assert "│ 3 │" in told
+    names = "".join(re.findall(r"^│ (.{16}) │", told, re.MULTILINE)).replace(" ", "")
+    assert "compress_2q,bank_size4096" in names
+
+
+@pytest.mark.parametrize(
+    ("student", "told"),
+    [(8.05e8, "as many as the teacher"), (4e8, "2.0 times fewer than the teacher"), (1.6e9, "2.0 times the teacher's")],
+)
+def test_a_student_is_not_called_smaller_than_it_is(student, told):
+    """`0.5 times fewer` is said of a student that costs twice as much."""
+    (summary,) = summaries([*NUMBERS[:3], result("seed", 0, student, metric="multiply_adds")])
+    assert told in "\n".join(summary.notes)
+
+
+def test_headings_that_say_little_are_explained_below():
+    """CA and kept@10 are words of this project; whoever gets the table by mail has no other page."""
+    (summary,) = summaries([*NUMBERS, result("seed", 0, 0.3, metric="neighbour_overlap_5")])
+    assert summary.notes[-1] == "kept@K: of the teacher's K nearest neighbours, the share that the student keeps."
+    (summary,) = summaries(NUMBERS)
+    assert "kept@K" not in " ".join(summary.notes), "only what is there"

@@ -74,20 +74,21 @@ def rich_table(summary: Summary) -> RichTable:
     main = [number for number, metric in enumerate(summary.metrics) if metric in MAIN]
     shown = range(len(summary.metrics)) if len(summary.metrics) <= len(MAIN) else main[: len(MAIN)]
     table = RichTable(title=summary.dataset, header_style="bold", title_justify="left")
-    table.add_column("objective", no_wrap=True)
+    table.add_column("objective", overflow="fold")  # long names go on in the next line, numbers stay whole
     for name in ("n", *(summary.headings[3 + number] for number in shown)):
         table.add_column(name, justify="right", no_wrap=True)
     if len(shown) < len(summary.metrics):
         table.caption = "more scores are in table.md"
     before = None
     for line in summary.lines:
-        (student, _), (objective, _), count, *scores = _cells(summary, line)
+        (student, _), _, count, *scores = _cells(summary, line)
         if line.student != before:
             table.add_section()
             table.add_row(Text(student, style="italic"))
         before = line.student
         cells = [count, *(scores[number] for number in shown)]
-        table.add_row(f"  {objective}", *(Text(cell, style="bold" if bold else "") for cell, bold in cells))
+        swept = f", {line.option.rpartition('.')[2]} {line.setting}" if line.option else ""
+        table.add_row(f"  {line.objective}{swept}", *(Text(cell, style="bold" if bold else "") for cell, bold in cells))
     return table
 
 

@@ -6,12 +6,19 @@ digits: what is equal there is bold together. Supervised and teacherless rows fr
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from compress_ssl.matrix.results import COSTS, TEACHER, Result
 from compress_ssl.metric_names import heading, without_spreads
+
+EXPLAINED = (  # metrics whose headings do not say what they are
+    ("cluster_alignment", "CA, cluster alignment: images in a cluster that is matched with their class"),
+    (r"linear_probe_(\d+)", "linear top-5: images whose class is among the five that the linear layer finds likeliest"),
+    (r"neighbour_overlap_(\d+)", "kept@K: of the teacher's K nearest neighbours, the share that the student keeps"),
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,9 @@ def _summary(dataset: str, results: list[Result]) -> Summary:
     metrics = [metric for metric in without_spreads(used) if metric not in COSTS]
     _mark_best(lines, metrics)
     shown = (*metrics, *(["minutes"] if "minutes" in used else []))
-    return Summary(dataset, shown, tuple(lines), tuple(_notes(lines, results)))
+    explained = [words for pattern, words in EXPLAINED if any(re.fullmatch(pattern, metric) for metric in metrics)]
+    notes = [*_notes(lines, results), *([f"{'; '.join(explained)}."] if explained else [])]
+    return Summary(dataset, shown, tuple(lines), tuple(notes))
 
 
 def _mark_best(lines: list[Line], metrics: list[str]) -> None:
@@ -160,7 +169,10 @@ def _size(line: Line) -> str:
 def _fewer(line: Line, teacher: Value | None) -> str:
     if teacher is None:
         return ""
-    return f", {teacher.mean / line.values['multiply_adds'].mean:.1f} times fewer than the teacher"
+    ratio = teacher.mean / line.values["multiply_adds"].mean
+    if 0.98 < ratio < 1.02:
+        return ", as many as the teacher"
+    return f", {ratio:.1f} times fewer than the teacher" if ratio > 1 else f", {1 / ratio:.1f} times the teacher's"
 
 
 def counted(number: float) -> str:
