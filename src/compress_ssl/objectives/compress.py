@@ -14,7 +14,8 @@ Off by default: with m the mean of the teacher's rows,
     a_0' = t'                                      own_anchor compared: the query's own row is one more anchor
 
 The own anchor is that of Fang et al., SEED, ICLR 2021, Sec. 3.2, here at the one temperature of both sides.
-Relations: with `temperature 0.04` and `regression 0` it is compress_1q to the last bit.
+Relations: with `temperature 0.04` and `regression 0` it is compress_1q to the last bit. The bank is 1q's. The head is
+over the projected row, so that the gradient of the regression, too, goes through the projector.
 With `centre mean` the student's projector leads into the centred space. An index of the teacher's plain unit rows can
 still be queried by dot product, for q·t = q·(t - m) + q·m, where the last term is the same for all; only |t - m| is
 then not divided out.
