@@ -13,6 +13,8 @@ follows; nearest neighbours by cosine, which is what the student is for, do not 
 row of length one are of the size 1 / sqrt(D_t): divided by D_t, batch norm's 1e-5 is as small beside their variance as
 it is beside that of the features which the paper normalises. Undivided it is a fifth of the median dimension's variance
 in rows of 2048 pooled ReLU features (a ResNet-50 on CIFAR-10), more in half of them, and they would hardly count.
+Measured on CIFAR-10, 386 steps of 64, a student of 77 352 parameters, one seed: of a teacher's rows of 256 numbers led
+through random ReLU features to 2048 it keeps 16.0 % of ten neighbours divided, 11.9 % undivided (1-NN 33.6 and 32.2 %).
 The statistics are those of the batch, of all processes, in every call: nothing runs along, and nothing is needed for
 evaluation, where neither head nor norm takes part. The paper does not give its scale: here the loss is a mean over
 dimensions, in [0, 4] as that of unit rows is.
