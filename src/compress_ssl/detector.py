@@ -1,4 +1,4 @@
-"""Faster R-CNN on an encoder: pictures of any size -> boxes with a class and a score.
+"""Faster R-CNN on an encoder, or Fast R-CNN on given boxes: pictures of any size -> boxes with a class and a score.
 
 Source: Ren et al., Faster R-CNN, NeurIPS 2015; Lin et al., Feature Pyramid Networks, CVPR 2017; both as built by
 torchvision. The pyramid stands on the encoder's own maps (`compress_ssl.feature_maps`), with anchors of 8 strides and
@@ -7,19 +7,24 @@ proposals and the box head (two layers of 1024) start at random, everything belo
 Batch norm is frozen as in torchvision's and Detectron's fine-tuning, for statistics of a few pictures at a time are
 noise. MoCo (He et al., CVPR 2020, Sec. 4.2) instead trains it, synchronised over 8 GPUs, since self-supervised features
 have other scales than supervised ones; `batch_norm="trained"` does so within one batch.
-Differs from the CompRess paper, whose AlexNet was scored by Fast R-CNN on given proposals; those are not offered.
+Fast R-CNN (Girshick, ICCV 2015) is the same without the network that proposes: the head looks at the boxes that are
+given for each picture, and the encoder learns from the head alone. So the CompRess paper scores its AlexNet. Differs
+from it: the head stands on the pyramid and starts at random, where there fc6 and fc7 go on learning on conv5; and all
+boxes that overlap objects by less than a half are background, not those above a tenth alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -70,6 +75,23 @@ class Pyramid(nn.Module):
         return self.pyramid({str(level): one for level, one in enumerate(self.maps(images).values())})
 
 
+class GivenBoxes(nn.Module):
+    """In the place of the network that proposes: the boxes that were put here, as large as the pictures became."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._put: list[tuple[Tensor, tuple[int, int]]] = []
+
+    def put(self, boxes: list[Tensor], pictures: list[Tensor]) -> None:
+        """Boxes (P, 4) of each picture (3, H, W), for the next call."""
+        self._put = [(some, tuple(one.shape[-2:])) for some, one in zip(boxes, pictures, strict=True)]  # type: ignore[misc]
+
+    def forward(self, images: ImageList, features: Any, targets: Any = None) -> tuple[list[Tensor], dict[str, Tensor]]:  # noqa: ARG002
+        put, self._put = self._put, []
+        return [resize_boxes(boxes, list(before), list(now)) for (boxes, before), now
+                in zip(put, images.image_sizes, strict=True)], {}  # fmt: skip
+
+
 class Detector(nn.Module):
     """Pictures, and in training their objects -> losses, in evaluation detections; as torchvision's FasterRCNN.
 
@@ -77,9 +99,10 @@ class Detector(nn.Module):
 
     Args:
         classes: C, without the background.
+        proposes: whether it looks for boxes itself; otherwise every call needs proposals (P, 4) of each picture.
     """
 
-    def __init__(self, encoder: Encoder, config: Config, *, classes: int):
+    def __init__(self, encoder: Encoder, config: Config, *, classes: int, proposes: bool = True):
         super().__init__()
         if encoder.architecture is None:
             raise Refusal(f"expected an encoder that can be trained, to detect with it, got {encoder.spec!r}: name a "
@@ -103,6 +126,9 @@ class Detector(nn.Module):
             box_predictor=FastRCNNPredictor(config.head, classes + 1),
             box_batch_size_per_image=config.proposals,
         )
+        self.given = None if proposes else GivenBoxes()
+        if self.given is not None:
+            self.model.rpn = self.given
         encoder.backbone.requires_grad_(True)
         if self.frozen:
             for norm in self._norms():
@@ -116,7 +142,17 @@ class Detector(nn.Module):
                 norm.eval()
         return self
 
-    def forward(self, pictures: list[Tensor], objects: list[dict[str, Tensor]] | None = None):
+    def forward(
+        self,
+        pictures: list[Tensor],
+        objects: list[dict[str, Tensor]] | None = None,
+        proposals: list[Tensor] | None = None,
+    ):
+        if (self.given is None) != (proposals is None):
+            raise ValueError(f"expected proposals {'of each picture' if self.given else 'to be looked for here'}, got "
+                             f"{'none' if proposals is None else len(proposals)}: see `proposes`")  # fmt: skip
+        if self.given is not None and proposals is not None:
+            self.given.put(proposals, pictures)
         return self.model(pictures, objects)
 
     def _norms(self) -> list[nn.Module]:
@@ -124,7 +160,9 @@ class Detector(nn.Module):
 
 
 @torch.no_grad()
-def detect(detector: Detector, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
+def detect(
+    detector: Detector, pictures: list[Tensor], proposals: list[Tensor] | None = None
+) -> list[dict[str, Tensor]]:
     """`boxes` (N, 4), `labels` (N,) from 1 on and `scores` (N,) of every picture, on the CPU; in evaluation mode."""
     detector.eval()
-    return [{name: value.cpu() for name, value in found.items()} for found in detector(pictures)]
+    return [{name: value.cpu() for name, value in found.items()} for found in detector(pictures, proposals=proposals)]

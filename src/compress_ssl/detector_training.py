@@ -69,18 +69,26 @@ class Sample(NamedTuple):
     pixels: (3, H, W) uint8.
     boxes: (G, 4) float32, edges as of `voc_layout.Object`.
     labels: (G,) int64, 1 the first class.
+    proposals: (P, 4) float32, boxes to look at; None where the detector looks for them itself.
     """
 
     pixels: Tensor
     boxes: Tensor
     labels: Tensor
+    proposals: Tensor | None = None
 
 
 class Pictures(Dataset):
     """(position, mirrored) -> a `Sample`, or the Refusal that there is to be told of it: workers cannot raise it."""
 
-    def __init__(self, images: ImageSet, objects: Sequence[Sequence[Object]], classes: Sequence[str]):
-        self.images, self.objects = images, objects
+    def __init__(
+        self,
+        images: ImageSet,
+        objects: Sequence[Sequence[Object]],
+        classes: Sequence[str],
+        proposals: Sequence[np.ndarray] | None = None,
+    ):
+        self.images, self.objects, self.proposals = images, objects, proposals
         self.numbers = {name: number for number, name in enumerate(classes, 1)}
 
     def __getitem__(self, asked: tuple[int, bool]) -> Sample | Refusal:
@@ -92,15 +100,20 @@ class Pictures(Dataset):
             return Refusal(f"expected every image of the splits to be usable, got {id}: {trouble}: mend it, or take it "
                            "out of ImageSets/Main")  # fmt: skip
         boxes = np.array([one.box for one in objects], dtype=np.float32).reshape(-1, 4)
+        given = None if self.proposals is None else self.proposals[position]
         height, width = pixels.shape[1:]
-        if len(boxes) and (boxes.min() < 0 or boxes[:, 2].max() > width or boxes[:, 3].max() > height):
-            return Refusal(f"expected the boxes of {id} within its {width} x {height} pixels, counted from 1, got one "
-                           "outside: mend its annotation")  # fmt: skip
+        for some, what in ((boxes, "boxes"), (given, "proposals")):
+            if some is not None and not _inside(some, width, height):
+                return Refusal(f"expected the {what} of {id} within its {width} x {height} pixels, counted from "
+                               f"{1 if some is boxes else 0}, got one outside: mend its "
+                               f"{'annotation' if some is boxes else 'line'}")  # fmt: skip
         if mirrored:
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
-            boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+            boxes = _mirrored(boxes, width)
+            given = None if given is None else _mirrored(given, width)
+        proposals = None if given is None else torch.from_numpy(given)
         labels = torch.tensor([self.numbers[one.name] for one in objects], dtype=torch.int64)
-        return Sample(torch.from_numpy(pixels), torch.from_numpy(boxes), labels)
+        return Sample(torch.from_numpy(pixels), torch.from_numpy(boxes), labels, proposals)
 
 
 def train(
@@ -161,7 +174,8 @@ def find(
     found: list[tuple[int, dict[str, Tensor]]] = []
     with _bar(console) as bar:
         for batch in bar.track(_batches(pictures, plan, workers), total=len(plan), description="scoring"):
-            some = detect(detector, _on(device, batch)[0])
+            images, _, proposals = _on(device, batch)
+            some = detect(detector, images, proposals)
             found += enumerate(some, start=len(found))
     return Detections(
         images=np.concatenate([np.full(len(one["scores"]), image) for image, one in found]),
@@ -194,15 +208,27 @@ def _batches(pictures: Pictures, plan: list[list[tuple[int, bool]]], workers: in
     )
 
 
-def _on(device: torch.device, batch: list[Sample | Refusal]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """What torchvision's detectors take; raises the Refusal of a picture that cannot be used."""
-    images, objects = [], []
+def _on(
+    device: torch.device, batch: list[Sample | Refusal]
+) -> tuple[list[Tensor], list[dict[str, Tensor]], list[Tensor] | None]:
+    """What the detector takes; raises the Refusal of a picture that cannot be used."""
+    images, objects, proposals = [], [], []
     for sample in batch:
         if isinstance(sample, Refusal):
             raise sample
         images.append(sample.pixels.to(device, non_blocking=True).float() / 255)
         objects.append({"boxes": sample.boxes.to(device), "labels": sample.labels.to(device)})
-    return images, objects
+        if sample.proposals is not None:
+            proposals.append(sample.proposals.to(device))
+    return images, objects, proposals if len(proposals) == len(images) else None
+
+
+def _inside(boxes: np.ndarray, width: int, height: int) -> bool:
+    return not len(boxes) or bool(boxes.min() >= 0 and boxes[:, 2].max() <= width and boxes[:, 3].max() <= height)
+
+
+def _mirrored(boxes: np.ndarray, width: int) -> np.ndarray:
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
 
 
 def _bar(console: Console) -> Progress:

@@ -1,8 +1,9 @@
 """An encoder on PASCAL VOC: which classes are in a picture (classification), or where (detection).
 
 Classification asks frozen embeddings, live or stored: `compress_ssl.multi_label`. Detection fine-tunes the encoder as
-the backbone of a Faster R-CNN (`compress_ssl.detector`, `compress_ssl.detector_training`), and is continued after an
-interruption. Both learn from trainval and report on test, by VOC 2007's eleven-point rule and by the all-point rule:
+the backbone of a Faster R-CNN, or of a Fast R-CNN on boxes that are given (`compress_ssl.detector`,
+`compress_ssl.detector_training`, `compress_ssl.proposals`), and is continued after an interruption. Both learn from
+trainval and report on test, by VOC 2007's eleven-point rule and by the all-point rule:
 `compress_ssl.average_precision`, `compress_ssl.detections`.
 An image that cannot be read is refused: without it the score would be that of another test.
 """
@@ -31,6 +32,7 @@ from compress_ssl.evaluate import describe, from_stored
 from compress_ssl.idle_options import refuse_idle
 from compress_ssl.loader import Skipped
 from compress_ssl.multi_label import Labelled
+from compress_ssl.proposals import read_proposals
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder, environment
 from compress_ssl.stored import Stored, is_stored, open_stored
@@ -57,12 +59,15 @@ class Config:
     batch_size: int = 256  # to classify: images embedded at once
     workers: int | None = None  # processes that read images; None: one a core but one, eight at most
     device: str = "auto"  # cpu, cuda, mps
+    # to detect: files of boxes to look at in every picture (Fast R-CNN), which are else looked for (Faster R-CNN);
+    # .jsonl or the .mat of selective search, see docs/evaluations.md
+    proposals: tuple[Path, ...] = ()
     seed: int = 0  # to detect: of the layers that start at random, the order and the views
     resume: bool = False  # to detect: continue in --out after the last whole epoch
 
 
 IDLE = {  # options that a task does not read, all of them the other task's
-    "classification": ("detection", "detector", "seed", "resume"),
+    "classification": ("detection", "detector", "proposals", "seed", "resume"),
     "detection": ("classification", "ids", "size", "batch_size"),
 }
 INSTEAD = {
@@ -127,16 +132,17 @@ def _detect(
     if config.seed < 0:
         raise Refusal(f"--seed expected 0 or more, got {config.seed}: choose another")
     classes, how = classes_of(annotations), config.detection
+    given = read_proposals(config.proposals, annotations) if config.proposals else None
     device = open_device(config.device)
     torch.manual_seed(config.seed)
     encoder = open_encoder(config.model, weights="pretrained")
     tell(encoder)
-    model = Detector(encoder, config.detector, classes=len(classes)).to(device)
+    model = Detector(encoder, config.detector, classes=len(classes), proposes=not given).to(device)
     refuse_unsafe(model, device)
     splits = datasets.open_splits(config.data)
     assert splits.test is not None
     learn, report = (
-        Pictures(images, [annotations[id] for id in ids], classes)
+        Pictures(images, [annotations[id] for id in ids], classes, [given[id] for id in ids] if given else None)
         for images, ids in ((splits.train, both.learn), (splits.test, both.report))
     )
     folder = RunFolder.open(config.out, config, resume=config.resume)
@@ -150,6 +156,7 @@ def _detect(
         "width": encoder.width,
         "maps": [place._asdict() for place in model.places],
         "detector_parameters": parameter_count(model),
+        **({} if given is None else {"proposals_per_image": float(np.mean([len(one) for one in given.values()]))}),
     }
     return detections.score(found, report.objects, classes=classes), about, folder
 
