@@ -128,7 +128,7 @@ def test_finished_cells_are_left_alone_and_the_same_command_changes_nothing(done
     """A hundred trainings would be made again because one was missing."""
     before = numbers(done)
     for verb in (distill, pretrain):
-        monkeypatch.setattr(verb, "run", lambda config: pytest.fail(f"{config.out} was trained again"))
+        monkeypatch.setattr(verb, "run", lambda config, **_: pytest.fail(f"{config.out} was trained again"))
     monkeypatch.setattr(Bench, "_embedded", lambda *_: pytest.fail("a scored student was embedded again"))
     assert run(done, options) == 0
     assert numbers(done) == before
@@ -161,7 +161,7 @@ def test_stopped_and_run_again_it_gives_the_same_numbers(done, options, tmp_path
     """Numbers would depend on when somebody pressed Ctrl-C."""
     train, trained = distill.run, []
 
-    def stopping(config: distill.Config) -> Path:
+    def stopping(config: distill.Config, **options: Any) -> Path:
         trained.append(config.out.parts[-2:])
         if len(trained) == 2:  # in the middle of the second training
             step = distill.Step.__call__
@@ -172,8 +172,8 @@ def test_stopped_and_run_again_it_gives_the_same_numbers(done, options, tmp_path
 
             with monkeypatch.context() as patch:
                 patch.setattr(distill.Step, "__call__", signalled)
-                return train(config)
-        return train(config)
+                return train(config, **options)
+        return train(config, **options)
 
     monkeypatch.setattr(distill, "run", stopping)
     assert run(tmp_path, options) == 130
@@ -306,7 +306,7 @@ def test_other_protocols_score_anew_and_keep_what_the_training_took(options, tmp
     hardware = tmp_path / "out" / "runs" / "compress_resnet10_small_w8" / "tuned" / "seed0" / "scores.json"
     told = json.loads(hardware.read_text())
     hardware.write_text(json.dumps(told | {"hardware": told["hardware"] | {"processor": "another one"}}))
-    monkeypatch.setattr(distill, "run", lambda config: pytest.fail(f"{config.out} was trained again"))
+    monkeypatch.setattr(distill, "run", lambda config, **_: pytest.fail(f"{config.out} was trained again"))
     assert run(tmp_path, small, "--protocols.nearest-neighbour.neighbours", "1", "7") == 0
     rows = {row["metric"] for row in numbers(tmp_path)}
     assert "nearest_neighbour_7" in rows
@@ -329,10 +329,10 @@ def test_what_another_command_trains_comes_last_and_is_not_trained_beside_it(opt
 
     train, trained = distill.run, []
 
-    def training(config: distill.Config) -> Path:
+    def training(config: distill.Config, **options: Any) -> Path:
         trained.append((config.out.name, done.is_set()))
         free.set()
-        return train(config)
+        return train(config, **options)
 
     monkeypatch.setattr(distill, "run", training)
     holder = threading.Thread(target=other, daemon=True)
@@ -340,6 +340,9 @@ def test_what_another_command_trains_comes_last_and_is_not_trained_beside_it(opt
     assert held.wait(10)
     assert run(tmp_path, {**options, "objectives": {"tuned": {"objective": "compress_1q"}}}) == 0
     assert trained == [("seed1", False), ("seed0", True)]
+    told = json.loads((place / "seed0" / "results.json").read_text())["models"]["student"]
+    assert "parameters" in told
+    assert "images_per_second" not in told, "measured for nobody, at each of a hundred runs"
     assert "another command is at 1 of the runs" in capsys.readouterr().err
     assert not [file for file in place.iterdir() if file.name.endswith(".lock")]
 

@@ -76,8 +76,12 @@ class Config:
     resume: bool = False  # continue the run in --out
 
 
-def run(config: Config) -> Path:
-    """Train, score and return the run folder."""
+def run(config: Config, *, timed: bool = True) -> Path:
+    """Train, score and return the run folder.
+
+    Args:
+        timed: whether results.json is to say how fast the encoders are, for which each sees 384 images more.
+    """
     console = Console(stderr=True)
     specs = teacher_specs(config.teacher)
     shares = weight_shares(config.teacher_weights, teachers=len(specs))
@@ -149,6 +153,7 @@ def run(config: Config) -> Path:
             on_skip=refuse_skipped if config.strict else lambda skipped: run.skip(*skipped),
             workers=config.hardware.workers,
             console=console,
+            timed=timed,
         )
 
     scorer = on_first(fabric, make_scorer)

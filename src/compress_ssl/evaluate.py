@@ -340,8 +340,12 @@ def shared(rows: dict[str, Embeddings]) -> dict[str, Embeddings]:
     return kept
 
 
-def describe(encoder: Encoder, device: torch.device) -> dict[str, Any]:
-    """Size and speed of an encoder, as results.json keeps them; without what nobody can say of it."""
+def describe(encoder: Encoder, device: torch.device | None) -> dict[str, Any]:
+    """Size and speed of an encoder, as results.json keeps them; without what nobody can say of it.
+
+    Args:
+        device: where the encoder is, and its speed is measured; None: it is not measured.
+    """
     sizes = costs(encoder)
     known = {"parameters": sizes["parameters"], "flops": sizes["multiply_adds"]}
     if sizes["parameters"] is not None:
@@ -350,7 +354,7 @@ def describe(encoder: Encoder, device: torch.device) -> dict[str, Any]:
         **{name: value for name, value in known.items() if value is not None},
         "width": encoder.width,
         "input_size": encoder.preprocessing.size,
-        "images_per_second": round(images_per_second(encoder, device), 1),
+        **({} if device is None else {"images_per_second": round(images_per_second(encoder, device), 1)}),
     }
 
 

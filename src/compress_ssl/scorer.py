@@ -130,6 +130,7 @@ class Scorer:
         projected: of each of the student's projectors, what is to be kept beside it.
         objective: for its temperatures, and what each teacher counts.
         data: as it was named.
+        timed: whether results.json is to say how fast the encoders are.
     """
 
     def __init__(
@@ -146,7 +147,9 @@ class Scorer:
         on_skip: Callable[[Skipped], Any],
         workers: int | None,
         console: Console,
+        timed: bool = True,
     ):
+        self.timed = timed
         self.student, self.teachers, self.objective, self.projected = student, teachers, objective, projected
         self.data, self.splits, self.folder, self.on_skip = data, splits, folder, on_skip
         self.workers, self.console = workers, console
@@ -193,6 +196,7 @@ class Scorer:
         """What results.json says of each model beside its scores."""
         temperatures = [one.temperature for one in self.objective]  # the numbers, also where config.yaml says auto
         alone = len(temperatures) == 1
+        where = self.device if self.timed else None
         about: dict[str, dict[str, Any]] = {}
         for number, (name, judge) in enumerate(self.judges.items()):
             about[name] = {"spec": self.teachers.specs[number], "width": judge.train.rows.shape[1]}
@@ -201,9 +205,9 @@ class Scorer:
                 about[name]["temperature"] = temperatures[number]
             member = self.teachers.members[number]
             if isinstance(member, LiveTeacher):
-                about[name] |= describe(member.encoder, self.device)
+                about[name] |= describe(member.encoder, where)
         kept = {"temperature": temperatures[0]} if alone else {}
-        about["student"] = {"spec": str(self.folder.path), **kept, **describe(best, self.device)}
+        about["student"] = {"spec": str(self.folder.path), **kept, **describe(best, where)}
         return about
 
     def _kept(self, embedded: Embedded) -> dict[str, float]:

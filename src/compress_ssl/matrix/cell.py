@@ -189,7 +189,8 @@ class Bench:
         last = cell.folder / "checkpoints" / "last.ckpt"
         done = (cell.folder / "results.json").exists() or (cell.folder / SCORES).exists()
         if not done:
-            verb.run(replace(cell.config, resume=self._begun(cell)))
+            untimed = {"timed": False} if verb is distill else {}  # a table has no place for it
+            verb.run(replace(cell.config, resume=self._begun(cell)), **untimed)
         if not last.exists():  # dropped when the run was scored
             return {}
         standing = checkpoint.standing(last)

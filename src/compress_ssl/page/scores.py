@@ -52,6 +52,9 @@ SCORES = (
     Score("cluster_alignment", "Cluster alignment",
           "training images are clustered without labels, as many clusters as classes, and each cluster is matched to"
           " one class; share of test images that fall into a cluster of their own class."),
+    Score("neighbour_overlap_1", "Neighbours kept, of 1",
+          "share of test images to which one and the same image is nearest under the teacher and under the student; "
+          "needs no labels."),
     Score("neighbour_overlap_10", "Neighbours kept, of 10",
           "of the 10 images nearest to an image under the teacher, how many are among the 10 nearest under the "
           "student, on average; needs no labels."),
