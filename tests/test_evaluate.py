@@ -186,19 +186,25 @@ def test_scores_that_were_asked_for_are_shown_with_their_spread():
     metrics = {"few_labels_1": 0.5, "few_labels_1_std": 0.0123, "nearest_neighbour": 0.75, "mine": 0.25}
     models = {"teacher": {"metrics": metrics, "missing": {}}}
     told = shown_on(80, models, asked=("few_labels", "my_package.mine"))
-    assert all(words in told for words in ("few labels 1", "50.0 ± 1.2", "75.0", "mine", "25.0"))
+    assert all(words in told for words in ("1 % labels", "50.0 ± 1.2", "75.0", "mine", "25.0"))
     assert "results.json" not in told
-    assert "few" not in shown_on(80, models)
+    assert "% labels" not in shown_on(80, models)
 
 
 def test_many_scores_stand_one_below_the_other():
-    """Thirty columns squeezed into a terminal are thirty empty columns."""
+    """Thirty columns squeezed into a terminal are thirty empty columns, and nine of long names nine cut ones."""
     metrics = {f"n_shot_class_mean_{count}": count / 100 for count in range(1, 31)}
     models = {name: {"metrics": metrics, "missing": {}} for name in ("teacher", "student")}
     lines = shown_on(80, models, asked=("n_shot",)).splitlines()
     for count in range(1, 31):
-        assert any(f"n shot class mean {count} " in line and line.count(f" {count}.0 ") == 2 for line in lines), count
+        assert any(f"{count}-shot mean " in line and line.count(f" {count}.0 ") == 2 for line in lines), count
     assert any("teacher" in line and "student" in line for line in lines)
+    main = dict.fromkeys((*evaluate.MAIN, "cka"), 1.0)
+    costs = {"parameters": 1_230_000, "flops": 15_900_000}
+    told = shown_on(80, {name: {"metrics": main, "missing": {}} | costs for name in ("teacher_of_kind_3", "student")},
+                    asked=("cka",))  # fmt: skip
+    assert "…" not in told
+    assert told.count("100.0") == 14
 
 
 def shown_on(width: int, models: dict, **options) -> str:

@@ -28,7 +28,7 @@ from compress_ssl.encoder import Encoder, costs, open_encoder, tell
 from compress_ssl.evaluations import Embedded
 from compress_ssl.idle_options import refuse_idle
 from compress_ssl.loader import Skipped, refuse_skipped
-from compress_ssl.metric_names import SPREADS
+from compress_ssl.metric_names import HEADLINE, SPREADS, heading, without_spreads
 from compress_ssl.projector import Kept, choose_projector, load_projectors
 from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder, environment
@@ -467,17 +467,8 @@ def write_results(
 
 
 SIDE = 20  # rows and columns of a table up to which results.json keeps it unasked
-SHORT = {  # headings that leave a table of five models within 80 columns
-    "nearest_neighbour": "1-NN",
-    "nearest_neighbour_20": "20-NN",
-    "linear_probe": "linear",
-    "cluster_alignment": "CA",
-    "neighbour_overlap_10": "kept@10",
-    "asymmetric_nearest_neighbour": "asym.",
-}
-
-
-MOST_COLUMNS = 10  # scores side by side; of more, each has a line of its own
+MAIN = (*HEADLINE, "neighbour_overlap_10", "asymmetric_nearest_neighbour")  # scores that are shown unasked
+WIDTH = 80  # letters of a terminal; where models and scores side by side need more, each score has a line of its own
 
 
 def result_table(
@@ -490,18 +481,18 @@ def result_table(
     """The table that a terminal shows: the main scores, and those of the evaluations in `asked` that have none such;
     below it, on how many images of `models` they rest."""
     written = dict.fromkeys(metric for one in scores.values() for metric in one["metrics"])
-    found = [metric for metric in written if not (metric.endswith(SPREADS) and metric.rpartition("_")[0] in written)]
+    found = without_spreads(written)
     shown = [metric for metric in found if _is_shown(metric, found, asked)]
-    columns = [metric for metric in SHORT if metric in shown] + [metric for metric in shown if metric not in SHORT]
+    columns = [metric for metric in MAIN if metric in shown] + [metric for metric in shown if metric not in MAIN]
     lines = [[name, *(_told(one["metrics"], metric) for metric in columns),
               *(_rounded(about[name][key]) if key in about[name] else "–" for key in ("parameters", "flops"))]
              for name, one in scores.items()]  # fmt: skip
     whole = [["model", *map(_heading, columns), "params", "MACs"], *lines]
-    if len(columns) > MOST_COLUMNS:  # a line each score, a column each model
+    if 1 + sum(3 + max(len(line[place]) for line in _broken(whole)) for place in range(len(whole[0]))) > WIDTH:
         whole = [list(line) for line in zip(*whole, strict=True)]
     table = RichTable(header_style="bold")
-    for number, heading in enumerate(whole[0]):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=heading in ("model", "params", "MACs"))
+    for number, told in enumerate(whole[0]):
+        table.add_column(told, justify="right" if number else "left", no_wrap=" " not in told)
     captions = [transfer.images_told(image_counts(models))] if models else []
     weights = {name: told["weight"] for name, told in about.items() if "weight" in told}
     if weights:
@@ -518,16 +509,20 @@ def result_table(
 def _heading(metric: str) -> str:
     """Of a score; of several teachers, neighbour_overlap_10_teacher_2, which teacher."""
     name, _, teacher = metric.partition("_teacher_")
-    heading = SHORT.get(name, name.replace("_", " "))
-    return f"{heading.removesuffix('@10')} {teacher}" if teacher else heading
+    return f"{heading(name).removesuffix('@10')} {teacher}" if teacher else heading(name)
+
+
+def _broken(whole: list[list[str]]) -> list[list[str]]:
+    """A table's lines with the longest word of each heading in its place, where a terminal breaks it."""
+    return [[max(words.split(), key=len) for words in whole[0]], *whole[1:]]
 
 
 def _is_shown(metric: str, found: list[str], asked: tuple[str, ...]) -> bool:
     """Whether a score is one of the main ones, of somebody's own evaluation, or of one that has no main one found."""
     owner = max((name for name in evaluations.names() if f"{metric}_".startswith(f"{name}_")), key=len, default=None)
-    if metric.partition("_teacher_")[0] in SHORT or owner is None:
+    if metric.partition("_teacher_")[0] in MAIN or owner is None:
         return True
-    main = [name for name in SHORT if name.startswith(owner)]
+    main = [name for name in MAIN if name.startswith(owner)]
     return not set(main).intersection(found) if main else owner in asked
 
 

@@ -15,15 +15,15 @@ from typing import Any
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from compress_ssl.datasets import Splits
 from compress_ssl.embeddings import Embeddings
+from compress_ssl.metric_names import heading
 from compress_ssl.refusal import Refusal
 from compress_ssl.stored import Stored
 
 METRICS = ("nearest_neighbour", "linear_transfer")  # evaluations that are done where none is named
-SHORT = {"nearest_neighbour": "1-NN", "nearest_neighbour_20": "20-NN", "linear_transfer": "linear"}
-PER_CLASS = "_per_class"
 Rows = tuple[Embeddings, Embeddings]  # of train and of test
 
 
@@ -75,7 +75,10 @@ def transfer_tables(transfer: dict[str, Any]) -> Group:
     Args:
         transfer: as in results.json, {data set: {"images": …, "models": {model: {"metrics": …, "missing": …}}}}.
     """
-    return Group(*(_table(name, told["models"], told["images"]) for name, told in transfer.items()))
+    return Group(*(
+        part for name, told in transfer.items()
+        for part in (Text(f"on {name}", style="bold"), _table(told["models"], told["images"]))
+    ))  # fmt: skip
 
 
 def images_told(images: dict[str, int]) -> str:
@@ -86,14 +89,12 @@ def images_told(images: dict[str, int]) -> str:
     return f"{told}; with a label {images['test_labelled']} and {images['train_labelled']}"
 
 
-def _table(data: str, models: dict[str, Any], images: dict[str, int]) -> RichTable:
+def _table(models: dict[str, Any], images: dict[str, int]) -> RichTable:
     columns = list(dict.fromkeys(metric for one in models.values() for metric in one["metrics"]))
-    table = RichTable(header_style="bold", title=f"on {escape(data)}", title_justify="left", title_style="bold")
+    table = RichTable(header_style="bold")
     table.add_column("model", no_wrap=True)
     for column in columns:
-        metric = column.removesuffix(PER_CLASS)
-        heading = SHORT.get(metric, metric.replace("_", " "))
-        table.add_column(heading if column == metric else f"{heading} by class", justify="right")
+        table.add_column(heading(column), justify="right")
     for model, one in models.items():
         values = [f"{100 * one['metrics'][key]:.1f}" if key in one["metrics"] else "–" for key in columns]
         table.add_row(escape(model), *values)
