@@ -337,18 +337,19 @@ def test_rows_are_looked_at_as_the_training_compares_them(photos, capsys, tmp_pa
 def test_the_memory_of_anchors_and_of_what_learns_is_what_a_training_keeps(name):
     """Half of the bank that was forecast for 1q was never kept, and a smaller one advised for the room it did not take;
     of a wide teacher the heads are larger than the student."""
-    given = [{}, {"bank_dtype": "int8", "bank_size": 5}, {"anchors": "stored", "bank_size": 5}]
-    module, student, teacher = objectives.find(name), torch.nn.Linear(3, 4), SimpleNamespace(width=9)
+    given = [{}, {"bank_dtype": "int8", "bank_size": 5}, {"anchors": "stored", "bank_size": 5}, {"clusters": 7}]
+    student = torch.nn.Linear(3, 4)
+    module, teacher = objectives.find(name), SimpleNamespace(width=9)
     for options in given:
         if not options.keys() <= {field.name for field in dataclasses.fields(module.Config)}:
             continue
         config = doctor.Config(data="digits", objective=module.Config(**options))
-        device = SimpleNamespace(device=torch.device("cpu"))
-        wide = SimpleNamespace(width=4)
-        small, ends = doctor._objective(config, teacher, wide, device, images=2)
+        device = torch.device("cpu")
+        student.width = 4
+        small, ends = doctor._objective(config, teacher, student, device, images=2)
         case = SimpleNamespace(config=config, objective=small, projector=ends, training=range(11))
         forecast = doctor._memory(case, student, teacher)
-        whole, _ = doctor._objective(config, teacher, wide, device, images=11)
+        whole, _ = doctor._objective(config, teacher, student, device, images=11)
         kept = 0
         for leaf in leaves(whole).values():
             if hasattr(leaf, "bank"):

@@ -10,7 +10,8 @@ have other scales than supervised ones; `batch_norm="trained"` does so within on
 Fast R-CNN (Girshick, ICCV 2015) is the same without the network that proposes: the head looks at the boxes that are
 given for each picture, and the encoder learns from the head alone. So the CompRess paper scores its AlexNet. Differs
 from it: the head stands on the pyramid and starts at random, where there fc6 and fc7 go on learning on conv5; and all
-boxes that overlap objects by less than a half are background, not those above a tenth alone.
+boxes that overlap objects by less than a half are background, not those above a tenth alone. In training the true
+boxes are among those that it looks at, as torchvision and Fast R-CNN's own code have it.
 """
 
 from __future__ import annotations

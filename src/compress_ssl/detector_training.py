@@ -104,9 +104,9 @@ class Pictures(Dataset):
         height, width = pixels.shape[1:]
         for some, what in ((boxes, "boxes"), (given, "proposals")):
             if some is not None and not _inside(some, width, height):
-                return Refusal(f"expected the {what} of {id} within its {width} x {height} pixels, counted from "
-                               f"{1 if some is boxes else 0}, got one outside: mend its "
-                               f"{'annotation' if some is boxes else 'line'}")  # fmt: skip
+                mend = "mend its annotation" if some is boxes else "mend them in the file of --proposals"
+                return Refusal(f"expected the {what} of {id} within its {width} x {height} pixels, got one outside: "
+                               f"{mend}")  # fmt: skip
         if mirrored:
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
             boxes = _mirrored(boxes, width)

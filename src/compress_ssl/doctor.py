@@ -178,7 +178,9 @@ def _open(config: Config) -> Case:
         )  # fmt: skip
     size = config.student_size or getattr(getattr(teacher, "preprocessing", None), "size", None)
     student = None if config.student is None else open_encoder(config.student, weights="random", size=size)
-    objective, projector = (None, None) if teacher is None else _objective(config, teacher, student, fabric, images=2)
+    objective, projector = (
+        (None, None) if teacher is None else _objective(config, teacher, student, fabric.device, images=2)
+    )
     found: dict[str, Any] = dict.fromkeys(("data", "teacher", "student", "speed", "forecast", "advice"))
     return Case(
         config=config, splits=splits, training=training, watched=watched, fabric=fabric, teacher=teacher,
@@ -188,7 +190,7 @@ def _open(config: Config) -> Case:
 
 
 def _objective(
-    config: Config, teacher: Any, student: Encoder | None, fabric: Fabric, *, images: int
+    config: Config, teacher: Any, student: Encoder | None, device: torch.device, *, images: int
 ) -> tuple[Any, Shape]:
     """The objective for so many images, and the projector that leads to it; without a student, of one as wide as its
     teacher."""
@@ -197,7 +199,7 @@ def _objective(
     asked = objectives.projector_of(config.objective, ProjectorConfig())
     ends = shape(asked, width=width, target_width=teacher.width, space=space)
     objective = objectives.find(config.objective.name).Objective(
-        config.objective, width=ends.widths[-1], target_width=teacher.width, images=images, device=fabric.device,
+        config.objective, width=ends.widths[-1], target_width=teacher.width, images=images, device=device,
         seed=config.seed,
     )  # fmt: skip
     return objective, ends
@@ -485,7 +487,7 @@ def _train(case: Case, bench: Bench, views: dict[str, View], read: dict[str, Bat
 def _step(case: Case, student: Encoder, teacher: AtHand) -> Step:
     """A step of the training with a full bank."""
     config, device = case.config, case.fabric.device
-    objective, ends = _objective(config, teacher, student, case.fabric, images=len(case.training))
+    objective, ends = _objective(config, teacher, student, device, images=len(case.training))
     for leaf in leaves(objective).values():
         if leaf.temperature == "auto":
             calibrated = case.found["teacher"]["temperature"] or {"suggested": None}
@@ -506,6 +508,7 @@ def _step(case: Case, student: Encoder, teacher: AtHand) -> Step:
 def _memory(case: Case, student: Encoder, teacher: LiveTeacher | StoredTeacher) -> dict[str, Any]:
     """Memory of a training; its activations have to be measured."""
     assert case.projector is not None
+    whole, _ = _objective(case.config, teacher, student, torch.device("meta"), images=len(case.training))
     bank = 0
     for leaf in _banks(case.objective):
         size = len(case.training) if leaf.stored_anchors else min(leaf.config.bank_size, len(case.training))
@@ -516,7 +519,7 @@ def _memory(case: Case, student: Encoder, teacher: LiveTeacher | StoredTeacher) 
     held = (costs(teacher.encoder)["parameters"] or 0) if isinstance(teacher, LiveTeacher) else 0
     learning = parameter_count(student) + parameter_count(case.projector.build())
     weights = forecast.training_bytes(learning, slow_copy=slow, optimizer_states=states)
-    heads = parameter_count(Weighted([case.objective], [1.0], [(0, 0)]).trained)
+    heads = parameter_count(Weighted([whole], [1.0], [(0, 0)]).trained)
     weights += forecast.training_bytes(heads, slow_copy=False, optimizer_states=states)
     weights += forecast.WEIGHT_BYTES * held
     return {"weights": weights, "activations": None, "bank": bank, "whole": weights + bank}

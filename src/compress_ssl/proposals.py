@@ -52,17 +52,19 @@ def _read(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _read_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                told = json.loads(line)
+                told = json.loads(line.decode("utf-8"))
                 yield str(told["id"]), told["boxes"]
             except (ValueError, KeyError, TypeError) as error:
                 raise Refusal(f'--proposals expected {{"id": …, "boxes": …}} in line {number} of {file}, got '
-                              f"{line.strip()[:40]!r}: mend the line") from error  # fmt: skip
+                              f"{line.strip()[:40].decode(errors='replace')!r}: mend the line") from error  # fmt: skip
 
 
 def _read_matlab(file: Path) -> Iterator[tuple[str, Any]]:
+    import zlib
+
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
@@ -70,8 +72,8 @@ def _read_matlab(file: Path) -> Iterator[tuple[str, Any]]:
         cells = loadmat(file, variable_names=("images", "boxes"))
         ids, boxes = cells["images"].ravel(), cells["boxes"].ravel()
         named = [str(np.asarray(id).item()) for id in ids]
-        edges = [np.asarray(one, dtype=np.float64).reshape(-1, 4) for one in boxes]
-    except (MatReadError, ValueError, KeyError, TypeError, OSError, NotImplementedError) as error:
+        edges = [_by_fours(one, np.float64) for one in boxes]
+    except (MatReadError, zlib.error, ValueError, KeyError, TypeError, OSError, NotImplementedError) as error:
         told = f"{type(error).__name__} ({' '.join(str(error).split())[:80]})"
         raise Refusal(f"--proposals expected the cells images and boxes in {file}, got {told}: save it by MATLAB's "
                       "-v7, or as .jsonl") from error  # fmt: skip
@@ -81,9 +83,22 @@ def _read_matlab(file: Path) -> Iterator[tuple[str, Any]]:
         yield id, np.stack([one[:, 1] - 1, one[:, 0] - 1, one[:, 3], one[:, 2]], axis=1)
 
 
+def _by_fours(boxes: Any, dtype: type) -> np.ndarray:
+    """(P, 4) of whatever holds P rows of four numbers, P = 0 in any shape.
+
+    Raises: ValueError if it holds something else.
+    """
+    found: np.ndarray = np.asarray(boxes, dtype=dtype)
+    if not found.size:
+        return np.zeros((0, 4), dtype)
+    if found.ndim != 2 or found.shape[1] != 4:
+        raise ValueError(f"expected rows of four numbers, got the shape {found.shape}")
+    return found
+
+
 def _checked(boxes: Any, id: str, file: Path) -> np.ndarray:
     try:
-        found = np.asarray(boxes, dtype=np.float32).reshape(-1, 4) if len(boxes) else np.zeros((0, 4), np.float32)
+        found = _by_fours(boxes, np.float32)
     except (ValueError, TypeError) as error:
         raise Refusal(
             f"--proposals expected boxes of four numbers for {id} in {file}, got others: mend them"

@@ -118,7 +118,7 @@ def _solve(
     )
     if np.linalg.norm(solution.jac) > 1e-2 and not settled():  # usually 1e-5 … 1e-4
         warnings.warn(
-            f"linear probe: the regression stopped short of its optimum after {solution.nit} iterations "
+            f"the regression stopped short of its optimum after {solution.nit} iterations "
             f"(gradient {np.linalg.norm(solution.jac):.1e}): {solution.message}",
             RuntimeWarning,
             stacklevel=3,
