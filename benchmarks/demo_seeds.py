@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compress_ssl.evaluate import SHORT
+from compress_ssl.evaluate import MAIN
+from compress_ssl.metric_names import heading
 from compress_ssl.run_folder import hardware
 
 
@@ -42,8 +43,8 @@ def main() -> None:
         seconds.append(float((folder / "seconds.txt").read_text()))
         scores.append(json.loads((folder / "results.json").read_text())["models"])
     found = dict.fromkeys(metric for models in scores for one in models.values() for metric in one["metrics"])
-    metrics = [metric for metric in SHORT if metric in found]
-    print(f"| model | {' | '.join(SHORT[metric] for metric in metrics)} | parameters |")
+    metrics = [metric for metric in MAIN if metric in found]
+    print(f"| model | {' | '.join(map(heading, metrics))} | parameters |")
     print(f"|---|{'---|' * (len(metrics) + 1)}")
     for name in scores[0]:
         cells = []

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from compress_ssl import softmax_regression
 from compress_ssl.clustering import align, assign, overlap_table
 from compress_ssl.embeddings import Embeddings
 from compress_ssl.evaluations import Embedded, Evaluation, cluster_alignment, linear_probe, nearest_neighbour
@@ -71,13 +72,13 @@ def resident_peak(*, forget: bool) -> float:
 def count_passes() -> list[int]:
     """A list to which every pass of the regression from now on adds its number of rows."""
     passes: list[int] = []
-    plain = linear_probe._cross_entropy
+    plain = softmax_regression._cross_entropy
 
     def counted(some: torch.Tensor, *rest: torch.Tensor) -> tuple[float, np.ndarray, np.ndarray]:
         passes.append(len(some))
         return plain(some, *rest)
 
-    linear_probe._cross_entropy = counted
+    softmax_regression._cross_entropy = counted
     return passes
 
 
