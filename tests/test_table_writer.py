@@ -14,6 +14,7 @@ import pytest
 from compress_ssl import run_folder, shard
 from compress_ssl.datasets import digest
 from compress_ssl.embeddings import Embeddings
+from compress_ssl.lock import lock_name
 from compress_ssl.refusal import Refusal
 from compress_ssl.table import MANIFEST, Table
 from compress_ssl.table_writer import TableWriter, Task, write_embeddings
@@ -439,6 +440,27 @@ def test_what_another_process_is_writing_is_not_removed(tmp_path):
         theirs.write_bytes(b"1")
         assert writer(tmp_path / "table", "abcdefgh").complete()
         assert (theirs.exists(), temporary.exists()) == (True, False)
+
+
+def test_a_lock_that_a_killed_process_left_is_removed_once(tmp_path, monkeypatch):
+    """Between two removals another process has made its own, and would no longer be alone at its shard."""
+    writing = writer(tmp_path / "table", "abcdefgh")
+    for task in writing.tasks():
+        make(writing, task)
+    stale = tmp_path / "table" / "train" / lock_name("00000")
+    stale.touch()
+    unlink = Path.unlink
+
+    def followed(file: Path, **options: bool) -> None:
+        there = file.exists()
+        unlink(file, **options)
+        if file == stale and there and not list(tmp_path.glob("theirs")):
+            (tmp_path / "theirs").touch()
+            stale.write_text("another process's")
+
+    monkeypatch.setattr(Path, "unlink", followed)
+    assert writing.complete()
+    assert stale.read_text() == "another process's"
 
 
 def test_other_data_do_not_become_part_of_a_table(whole):

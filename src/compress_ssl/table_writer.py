@@ -238,7 +238,7 @@ class TableWriter:
         """Remove what killed writers left, but nothing that someone is at; we hold the manifest's lock."""
         for file, name in self._left_over():
             with contextlib.nullcontext(True) if name == MANIFEST else alone(file.parent, name) as ours:
-                if ours:
+                if ours and file.name != lock_name(name):  # a lock goes as it came; twice, and it would be another's
                     file.unlink(missing_ok=True)
 
 
