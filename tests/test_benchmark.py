@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import json
 import os
 import re
@@ -19,8 +21,8 @@ import pytest
 import torch
 import yaml
 
-from compress_ssl import cli, datasets, distill, evaluate, pretrain
-from compress_ssl.benchmark import _headline
+from compress_ssl import cli, datasets, distill, embed, evaluate, pretrain
+from compress_ssl.benchmark import _headline, gathered
 from compress_ssl.encoder import open_encoder, save_encoder
 from compress_ssl.lock import alone
 from compress_ssl.matrix.cell import Bench
@@ -315,29 +317,100 @@ def test_other_protocols_score_anew_and_keep_what_the_training_took(options, tmp
     assert "Minutes are of training, on another one" in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_what_another_command_trains_comes_last_and_is_not_trained_beside_it(options, tmp_path, monkeypatch, capsys):
-    """Two commands on one folder would write one run, or each wait for the other's and do nothing meanwhile."""
-    held, free, done = threading.Event(), threading.Event(), threading.Event()
-    place = tmp_path / "out" / "runs" / "compress_resnet10_small_w8" / "tuned"
+def held_until_waited_for(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Another command at this work, until this process waits for a lock; the event, that it has gone."""
+    held, waited, done = threading.Event(), threading.Event(), threading.Event()
+    flock = fcntl.flock
+
+    def noted(file: Any, operation: int) -> None:
+        if operation == fcntl.LOCK_EX:  # the others do not wait
+            waited.set()
+        flock(file, operation)
 
     def other() -> None:
-        with alone(place, "seed0"):
+        with alone(folder, name):
             held.set()
-            free.wait(60)
-            time.sleep(0.3)  # so that the command comes to wait for it
+            waited.wait(600)
+            time.sleep(0.1)  # in which a command that does not wait would begin
             done.set()
 
+    threading.Thread(target=other, daemon=True).start()
+    assert held.wait(60)
+    monkeypatch.setattr("compress_ssl.lock.fcntl.flock", noted)
+    return done
+
+
+@pytest.mark.parametrize(("name", "told"), [("views_1", "embeds"), ("scores.json", "scores")])
+def test_who_waits_for_anothers_work_on_the_teacher_says_so(name, told, options, tmp_path, monkeypatch, capsys):
+    """A command that says nothing for an hour passes for one that hangs, and is killed."""
+    done = held_until_waited_for(tmp_path / "out" / "teacher", name, monkeypatch)
+    embedding, scoring = embed.run, Bench._completed
+    began = []
+
+    def embedded(config: embed.Config) -> Any:
+        began.append(("embeds", done.is_set()))
+        return embedding(config)
+
+    def scored(self: Bench, *arguments: Any) -> dict[str, Any]:
+        began.append(("scores", done.is_set()))
+        return scoring(self, *arguments)
+
+    monkeypatch.setattr(embed, "run", embedded)
+    monkeypatch.setattr(Bench, "_completed", scored)
+    small = {**options, "objectives": {}, "frame": {"random": {}}, "seeds": [0], "views": "live"}
+    if told == "embeds":
+        small = {**options, "seeds": [0], "objectives": {"tuned": {"objective": "compress_1q", "epochs": 1 / 40}}}
+    assert run(tmp_path, small) == 0
+    assert f"another command {told} the teacher: waiting for it" in capsys.readouterr().err
+    assert next(after for what, after in began if what == told)
+
+
+def test_a_file_system_without_locks_is_told_once(options, tmp_path, monkeypatch, capsys):
+    """Two commands on it would write one run in turns, and neither would know."""
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("compress_ssl.lock.fcntl.flock", none)
+    assert run(tmp_path, {**options, "objectives": {}, "frame": {"random": {}}, "seeds": [0]}) == 0
+    assert " ".join(capsys.readouterr().err.split()).count("has no locks: start no other command") == 1
+
+
+def test_scores_are_gathered_without_a_look_into_the_runs(done, monkeypatch):
+    """Checkpoints that another command drops at that moment would end this one with a traceback."""
+    before = numbers(done)
+    checkpoints = [scores.parent / "checkpoints" for scores in (done / "out" / "runs").rglob("scores.json")]
+    for folder in checkpoints:
+        folder.mkdir()
+    scan = os.scandir
+
+    def vanishing(path: Any) -> Any:
+        if Path(path) in checkpoints:
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", vanishing)
+            found = gathered(done / "out", ())
+    finally:
+        for folder in checkpoints:
+            folder.rmdir()
+    assert len(found) >= len(before)
+    assert {one.objective for one in found} == {row["objective"] for row in before}
+
+
+def test_what_another_command_trains_comes_last_and_is_not_trained_beside_it(options, tmp_path, monkeypatch, capsys):
+    """Two commands on one folder would write one run, or each wait for the other's and do nothing meanwhile."""
+    place = tmp_path / "out" / "runs" / "compress_resnet10_small_w8" / "tuned"
+    done = held_until_waited_for(place, "seed0", monkeypatch)
     train, trained = distill.run, []
 
     def training(config: distill.Config, **options: Any) -> Path:
         trained.append((config.out.name, done.is_set()))
-        free.set()
         return train(config, **options)
 
     monkeypatch.setattr(distill, "run", training)
-    holder = threading.Thread(target=other, daemon=True)
-    holder.start()
-    assert held.wait(10)
     assert run(tmp_path, {**options, "objectives": {"tuned": {"objective": "compress_1q"}}}) == 0
     assert trained == [("seed1", False), ("seed0", True)]
     told = json.loads((place / "seed0" / "results.json").read_text())["models"]["student"]

@@ -32,6 +32,7 @@ from compress_ssl.device import open_device
 from compress_ssl.encoder import costs, open_encoder
 from compress_ssl.evaluate import Protocols, open_data
 from compress_ssl.idle_options import refuse_idle
+from compress_ssl.lock import has_locks
 from compress_ssl.matrix import pages, results
 from compress_ssl.matrix.cell import SCORES, Bench, now, read_scores
 from compress_ssl.matrix.crew import Crew, Job, Outcome
@@ -147,17 +148,21 @@ def run(config: Config) -> Path:
     jobs = [Job("do", (cell,), Path(f"{cell.folder}.log")) for cell in chosen]
     failed: list[str] = []
     try:
+        if not has_locks(config.out):
+            console.print(f"the file system of {config.out} has no locks: start no other command with this --out "
+                          "meanwhile, for both would write the same runs", highlight=False, markup=False)  # fmt: skip
         with Crew(bench, devices) as crew:
-            for number, outcome in crew.do(before):
+            for number, outcome in _each(crew, before, console, "another command embeds the teacher"):
                 if outcome.trouble is not None:
                     raise Refusal(f"expected the teacher's embeddings, got: {outcome.trouble}: see "
                                   f"{before[number].log}")  # fmt: skip
-            for _, outcome in crew.do([Job("score_teacher", (), config.out / "teacher" / "scores.log")]):
+            scoring = [Job("score_teacher", (), config.out / "teacher" / "scores.log")]
+            for _, outcome in _each(crew, scoring, console, "another command scores the teacher"):
                 if outcome.trouble is not None:
                     raise Refusal(f"expected scores of the teacher, got: {outcome.trouble}: see "
-                                  f"{config.out / 'teacher' / 'scores.log'}")  # fmt: skip
+                                  f"{scoring[0].log}")  # fmt: skip
             progress = _Progress(console, len(jobs))
-            for number, outcome in _each(crew, jobs, console):
+            for number, outcome in _each(crew, jobs, console, "another command is at {} of the runs, or was"):
                 if outcome.stopped:
                     continue
                 if outcome.trouble is not None:
@@ -213,7 +218,8 @@ def from_results(config: Config, console: Console) -> Path:
 def gathered(out: Path, order: Sequence[tuple[str, str, str, int]]) -> list[results.Result]:
     """The numbers of all scored runs in the folder: the teacher's, then in this order, then others by name."""
     places = {key: number for number, key in enumerate(order)}
-    scores = [read_scores(file) for file in sorted((out / "runs").rglob(f"seed*/{SCORES}"))]
+    runs = out / "runs"  # not by rglob: it fails where a folder goes while it looks, as checkpoints of others do
+    scores = [read_scores(file) for depth in ("*/*", "*/*/*") for file in sorted(runs.glob(f"{depth}/seed*/{SCORES}"))]
     teacher = out / "teacher" / SCORES
     first = [read_scores(teacher)] if teacher.exists() else []
 
@@ -237,17 +243,21 @@ def write(out: Path, found: Sequence[results.Result], missing: Sequence[str], *,
     write_atomically(out / "table.html", pages.page(tables, missing, list(figures.values())))
 
 
-def _each(crew: Crew, jobs: Sequence[Job], console: Console) -> Iterator[tuple[int, Outcome]]:
-    """Of all cells what came of them, each once; those that another command is at come last, when it is done."""
+def _each(crew: Crew, jobs: Sequence[Job], console: Console, told: str) -> Iterator[tuple[int, Outcome]]:
+    """Of all jobs what came of them, each once; those that another command is at come last, when it is done.
+
+    Args:
+        told: said before waiting for them; {} is their number.
+    """
     elsewhere = []
     for number, outcome in crew.do(jobs):
-        if outcome == Outcome():  # no scores, no trouble: it is not ours
+        if outcome.elsewhere:
             elsewhere.append(number)
         else:
             yield number, outcome
     if elsewhere:
-        console.print(f"another command is at {len(elsewhere)} of the runs, or was: waiting for it")
-    later = [jobs[number]._replace(method="do_after_others") for number in elsewhere]
+        console.print(f"{told.format(len(elsewhere))}: waiting for it")
+    later = [jobs[number]._replace(wait=True) for number in elsewhere]
     for place, outcome in crew.do(later):
         yield elsewhere[place], outcome
 
@@ -291,23 +301,27 @@ def _devices(asked: tuple[str, ...]) -> list[str]:
         raise Refusal(f"devices expected one kind, for numbers of one table should be made alike, got "
                       f"{' and '.join(kinds)}: choose one")  # fmt: skip
     for name in devices:
-        try:
+        with about("devices"):
             open_device(name)
-        except Refusal as refusal:
-            raise Refusal(str(refusal).replace("--device ", "devices ", 1)) from None
     return devices
 
 
 def _refuse_idle(config: Config) -> None:
-    """Refuse options of evaluations that are not done, and the one protocol that stored rows cannot have."""
+    """Refuse options of evaluations that are not done, and the one protocol that stored rows cannot have, with its
+    options."""
     for name in [name for name in evaluations.names() if name not in config.evaluations]:
         with about("protocols"):
             refuse_idle(config.protocols, [name], expected=f"{name} among evaluations", without="without it",
                         instead={name: f"name {name} there, or leave the option out"})  # fmt: skip
-    if config.protocols.linear_probe.protocol == "paper":
+    probe = config.protocols.linear_probe
+    if probe.protocol == "paper":
         raise Refusal("protocols.linear_probe.protocol expected stored, for a benchmark scores stored rows of the "
                       "teacher, got paper, which needs its random views: use `compress-ssl evaluate` on the "
                       "runs")  # fmt: skip
+    with about("protocols"):
+        advice = dict.fromkeys(probe.ONLY["paper"], "leave it out, or use `compress-ssl evaluate` on the runs")
+        refuse_idle(probe, probe.ONLY["paper"], prefix="linear_probe.", without="with stored", instead=advice,
+                    expected="the protocol paper, which a benchmark cannot have")  # fmt: skip
 
 
 def _about(teacher: str) -> dict[str, Any]:

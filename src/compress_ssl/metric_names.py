@@ -1,4 +1,5 @@
-"""Names of metrics: what a column with little room calls them, and which only tell how much another one varies."""
+"""Names of metrics: what a column with little room calls them, what that means, and which only tell how much another
+one varies."""
 
 from __future__ import annotations
 
@@ -27,6 +28,12 @@ SHORT = (  # a name -> its heading
     (r"retrieval_map_(\d+)", r"mAP@\1"),
     (r"retrieval_(recall|precision)_(\d+)", r"\1@\2"),
 )
+EXPLAINED = (  # metrics whose headings do not say what they are
+    ("cluster_alignment", "CA, cluster alignment: images in a cluster that is matched with their class"),
+    (r"linear_probe_(\d+)",
+     r"linear top-\1: images whose class is among the \1 that the linear layer finds likeliest"),
+    (r"neighbour_overlap_(\d+)", "kept@K: of the teacher's K nearest neighbours, the share that the student keeps"),
+)  # fmt: skip
 
 
 def heading(metric: str) -> str:
@@ -38,6 +45,18 @@ def heading(metric: str) -> str:
     name = metric.removesuffix(PER_CLASS)
     short = next((found.expand(to) for pattern, to in SHORT if (found := re.fullmatch(pattern, name))), None)
     return (short or name.replace("_", " ")) + (" by class" if name != metric else "")
+
+
+def explanations(metrics: Iterable[str]) -> list[str]:
+    """What the headings of these metrics mean, each once, where they do not say it themselves.
+
+    >>> explanations(["linear_probe", "linear_probe_3"])
+    ['linear top-3: images whose class is among the 3 that the linear layer finds likeliest']
+    """
+    names = list(metrics)
+    told = [found.expand(words) for pattern, words in EXPLAINED for name in names
+            if (found := re.fullmatch(pattern, name))]  # fmt: skip
+    return list(dict.fromkeys(told))
 
 
 def without_spreads(metrics: Iterable[str]) -> list[str]:

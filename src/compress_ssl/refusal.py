@@ -46,5 +46,13 @@ def about(key: str) -> Iterator[None]:
 
 
 def as_keys(sentence: str) -> str:
-    """The sentence with the flags in it as the keys that a file has for them: --batch-size is batch_size."""
-    return re.sub(r"(?<!\S)--([a-z][\w.-]*\w)", lambda found: found[1].replace("-", "_"), sentence)
+    """The sentence with the flags in it as the keys that a file has for them; a command between backticks stays.
+
+    >>> as_keys("--batch-size expected 1 or more, got 0: see `compress-ssl distill --help`")
+    'batch_size expected 1 or more, got 0: see `compress-ssl distill --help`'
+    """
+
+    def told(found: re.Match[str]) -> str:
+        return found[0] if found[1] is None else found[1].replace("-", "_")
+
+    return re.sub(r"`[^`]*`|(?<!\S)--([a-z][\w.-]*\w)", told, sentence)

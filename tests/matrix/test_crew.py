@@ -10,16 +10,26 @@ from typing import Any
 
 import pytest
 
-from compress_ssl.matrix.crew import Crew, Job
+from compress_ssl.matrix.crew import Crew, Job, Outcome
 
 BENCH = """
 import os, signal, sys
 from dataclasses import dataclass
 
+from compress_ssl.matrix.crew import Elsewhere
+
 
 @dataclass(frozen=True)
 class Bench:
     device: str
+
+    def nothing(self):
+        pass
+
+    def shared(self, word, *, wait=False):
+        if not wait:
+            raise Elsewhere
+        return word
 
     def where(self):
         return self.device, os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -63,6 +73,15 @@ def test_alone_a_failure_is_told_and_the_next_job_is_done(bench, tmp_path, capfd
     assert (tmp_path / "0.log").read_text() == "hello\nhello\n"
     assert "Traceback" in (tmp_path / "1.log").read_text()
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_another_command_is_at_is_told_from_what_returns_nothing(bench, tmp_path):
+    """A job that has nothing to return would be waited for and done a second time."""
+    asked = jobs(tmp_path, ("nothing",), ("shared", "a"))
+    with Crew(bench, ["cpu"]) as crew:
+        assert dict(crew.do(asked)) == {0: Outcome(), 1: Outcome(elsewhere=True)}
+        assert dict(crew.do([asked[1]._replace(wait=True)])) == {0: Outcome("a")}
+    assert asked[1].log.read_text() == "", "it is no failure"
 
 
 def test_processes_see_their_own_device_and_one_that_dies_is_replaced(bench, tmp_path, monkeypatch):

@@ -218,5 +218,7 @@ def test_headings_that_say_little_are_explained_below():
     """CA and kept@10 are words of this project; whoever gets the table by mail has no other page."""
     (summary,) = summaries([*NUMBERS, result("seed", 0, 0.3, metric="neighbour_overlap_5")])
     assert summary.notes[-1] == "kept@K: of the teacher's K nearest neighbours, the share that the student keeps."
+    (summary,) = summaries([*NUMBERS, result("seed", 0, 0.3, metric="linear_probe_3")])
+    assert summary.notes[-1].startswith("linear top-3: images whose class is among the 3 that")
     (summary,) = summaries(NUMBERS)
     assert "kept@K" not in " ".join(summary.notes), "only what is there"

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from compress_ssl import cli
+from compress_ssl.refusal import Refusal, about
 
 USUAL = {
     "data": "digits",
@@ -51,12 +52,15 @@ def refused(folder: Path, capsys: pytest.CaptureFixture, *words: str) -> str:
         ({"evaluations": ["linear_prob"]}, "evaluations: expected an evaluation .* 'linear_probe'?"),
         ({"protocols": {"few_labels": {"repeats": 9}}}, "protocols: few_labels.repeats expected few_labels among"),
         ({"protocols": {"linear_probe": {"protocol": "paper"}}}, "protocols.linear_probe.protocol expected stored"),
+        ({"protocols": {"linear_probe": {"epochs": 5}}}, "protocols: linear_probe.epochs expected the protocol paper"),
+        ({"protocols": {"linear_probe": {"learning_rate": 0.1, "batch_size": 64}}},
+         "protocols: linear_probe.batch_size expected the protocol paper, which a benchmark cannot have, got 64"),
         ({"teacher": "timm/resnet500"}, "teacher: expected a model of timm, got 'resnet500'"),
         ({"teacher": None}, "expected teacher, got nothing for it: write --teacher, or teacher: in the file"),
         ({"students": ["compress/resnet11"]}, "students: expected a backbone of compress/, got 'resnet11'"),
         ({"data": "nothere"}, "data: expected a folder of images"),
         ({"seeds": [0, -1]}, "seeds expected 0 or more, got -1"),
-        ({"devices": ["gpu"]}, "devices expected cpu, cuda or mps as available here, got 'gpu'"),
+        ({"devices": ["gpu"]}, "devices: device expected cpu, cuda or mps as available here, got 'gpu'"),
         ({"only": ["x"]}, "only expected rows of the file, got x"),
     ],
 )  # fmt: skip
@@ -69,6 +73,15 @@ def test_the_key_is_named_as_it_stands_in_the_file(changes, told, tmp_path, caps
     assert start in found
     assert end in found
     assert not re.search(r"--(?!teacher, or)", found), found
+
+
+def test_a_command_that_is_advised_stays_as_it_is_typed():
+    """`compress-ssl embed encoder timm/resnet18 out rows` is no command."""
+    with pytest.raises(Refusal) as found, about("data"):
+        raise Refusal("--held-out expected rows, got none: run `compress-ssl embed --encoder a --batch-size 3`, or "
+                      "leave --held-out out")  # fmt: skip
+    assert str(found.value) == ("data: held_out expected rows, got none: run `compress-ssl embed --encoder a "
+                                "--batch-size 3`, or leave held_out out")  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "told"), [("nothere.csv", "which does not exist: check the path"),

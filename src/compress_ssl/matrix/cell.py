@@ -5,12 +5,13 @@ What the cells of a process share is made once: the opened data, the teacher's r
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from compress_ssl.evaluations import Embedded
 from compress_ssl.loader import Skipped, refuse_skipped
 from compress_ssl.lock import alone
 from compress_ssl.matrix.command import command
+from compress_ssl.matrix.crew import Elsewhere
 from compress_ssl.matrix.plan import Cell, Untrained
 from compress_ssl.projector import load_projectors
 from compress_ssl.refusal import Refusal
@@ -40,6 +42,8 @@ SCORES = "scores.json"
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """What all cells are scored with. Picklable: each process makes its own data and teacher of it.
+
+    Its jobs raise Elsewhere if another command is at them; with `wait` they are done once it no longer is.
 
     Args:
         teacher: table of stored embeddings, or a file of vectors.
@@ -79,32 +83,24 @@ class Bench:
         """Where evaluations compute; the search needs float64, which Apple's devices lack."""
         return "cpu" if self.device == "mps" else self.device
 
-    def embed(self, config: embed.Config) -> None:
-        """Make a table of the teacher's rows, or the rest of it, once nobody else is at it."""
+    def embed(self, config: embed.Config, *, wait: bool = False) -> None:
+        """Make a table of the teacher's rows, or the rest of it."""
         assert config.out is not None  # of all tables of the matrix
-        with alone(config.out.parent, config.out.name, wait=True):
+        with _here_alone(config.out, wait=wait):
             embed.run(config)
 
-    def score_teacher(self) -> dict[str, Any]:
+    def score_teacher(self, *, wait: bool = False) -> dict[str, Any]:
         """What OUT/teacher/scores.json holds, after scoring what is missing in it."""
         row = {"student": self.about["spec"], "row": "teacher", "option": "", "setting": "", "seed": None}
         cost = {name: self.about.get(name) for name in ("parameters", "multiply_adds")}
         told = {"epochs": None, "command": self.command, **row, "costs": cost}
         file = self.out / "teacher" / SCORES
-        with alone(file.parent, SCORES, wait=True):
+        with _here_alone(file, wait=wait):
             return self._completed(file, self.about, lambda: (told, self.embedded_teacher))
 
-    def do(self, cell: Cell) -> dict[str, Any] | None:
-        """What the cell's scores.json holds, after training and scoring what is missing in it.
-
-        None if another command is at it.
-        """
-        with alone(cell.folder.parent, cell.folder.name) as ours:
-            return self._done(cell) if ours else None
-
-    def do_after_others(self, cell: Cell) -> dict[str, Any]:
-        """The same, once no other command is at it: then all is there, or what is missing is done here."""
-        with alone(cell.folder.parent, cell.folder.name, wait=True):
+    def do(self, cell: Cell, *, wait: bool = False) -> dict[str, Any]:
+        """What the cell's scores.json holds, after training and scoring what is missing in it."""
+        with _here_alone(cell.folder, wait=wait):
             return self._done(cell)
 
     def _done(self, cell: Cell) -> dict[str, Any]:
@@ -227,6 +223,18 @@ class Bench:
     def _skip(self, cell: Cell) -> Callable[[Skipped], Any]:
         strict = getattr(cell.config, "strict", False)
         return refuse_skipped if strict else lambda skipped: print(f"skipped {skipped.id}: {skipped.kind}")
+
+
+@contextlib.contextmanager
+def _here_alone(place: Path, *, wait: bool) -> Iterator[None]:
+    """What is made at this place is made by this process, until the block ends.
+
+    Raises: Elsewhere if another one is at it, and there is to be no waiting.
+    """
+    with alone(place.parent, place.name, wait=wait) as ours:
+        if not ours:
+            raise Elsewhere
+        yield
 
 
 def now() -> str:

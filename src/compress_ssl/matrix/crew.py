@@ -31,20 +31,27 @@ class Job(NamedTuple):
     """A method of the bench with its argument.
 
     log: what it prints goes there.
+    wait: for whoever is at it in another command; the method must take it.
     """
 
     method: str
     arguments: tuple[Any, ...]
     log: Path
+    wait: bool = False
+
+
+class Elsewhere(Exception):
+    """Raised by a job that another command is at."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job returned, or why it did not: `trouble` in a sentence."""
+    """What a job returned, or why it did not: `trouble` in a sentence; `elsewhere`, another command is at it."""
 
     value: Any = None
     trouble: str | None = None
     stopped: bool = False
+    elsewhere: bool = False
 
 
 class Crew:
@@ -172,7 +179,10 @@ def perform(bench: Any, job: Job) -> Outcome:
             contextlib.redirect_stderr(log),
         ):
             try:
-                return Outcome(getattr(bench, job.method)(*job.arguments))
+                waiting = {"wait": True} if job.wait else {}
+                return Outcome(getattr(bench, job.method)(*job.arguments, **waiting))
+            except Elsewhere:
+                return Outcome(elsewhere=True)
             except BaseException:
                 traceback.print_exc()
                 raise

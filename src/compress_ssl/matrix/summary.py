@@ -6,19 +6,12 @@ digits: what is equal there is bold together. Supervised and teacherless rows fr
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from compress_ssl.matrix.results import COSTS, TEACHER, Result
-from compress_ssl.metric_names import heading, without_spreads
-
-EXPLAINED = (  # metrics whose headings do not say what they are
-    ("cluster_alignment", "CA, cluster alignment: images in a cluster that is matched with their class"),
-    (r"linear_probe_(\d+)", "linear top-5: images whose class is among the five that the linear layer finds likeliest"),
-    (r"neighbour_overlap_(\d+)", "kept@K: of the teacher's K nearest neighbours, the share that the student keeps"),
-)
+from compress_ssl.metric_names import explanations, heading, without_spreads
 
 
 @dataclass(frozen=True)
@@ -113,7 +106,7 @@ def _summary(dataset: str, results: list[Result]) -> Summary:
     metrics = [metric for metric in without_spreads(used) if metric not in COSTS]
     _mark_best(lines, metrics)
     shown = (*metrics, *(["minutes"] if "minutes" in used else []))
-    explained = [words for pattern, words in EXPLAINED if any(re.fullmatch(pattern, metric) for metric in metrics)]
+    explained = explanations(metrics)
     notes = [*_notes(lines, results), *([f"{'; '.join(explained)}."] if explained else [])]
     return Summary(dataset, shown, tuple(lines), tuple(notes))
 
