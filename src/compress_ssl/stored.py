@@ -271,7 +271,7 @@ def _of_added(stored: Stored, split: str, images: ImageSet, added: Sequence[int]
     again = (
         f"`{command(stored.origin, stored.path, data=images.name.rpartition(':')[0])}`"
         if isinstance(stored, Table)
-        else f"`compress-ssl embed` again with --out {stored.path}"
+        else f"`compress-ssl embed --out {stored.path}` again"
     )
     return Refusal(f"{told}: run {again}, which embeds only what is new or mended")
 
