@@ -188,7 +188,7 @@ def test_added_images_are_refused_with_their_number_and_what_mends_it() -> None:
     """They would be taught noise, or end in an error at some step."""
     stored = Rows(train=(IDS[:9], None))
     with pytest.raises(Refusal, match=r"every image of photos:train, got none for 2 of 11 \(kind0/9\.png, …\) in "
-                       r"tables/a: run `compress-ssl embed` again with --out tables/a, .* what is new"):  # fmt: skip
+                       r"tables/a: run `compress-ssl embed --out tables/a` again, .* what is new"):  # fmt: skip
         find(stored, Photos())
 
 
