@@ -145,7 +145,7 @@ def test_an_image_mended_since_is_refused_before_anything_is_trained() -> None:
     """The run would die in the middle of an epoch, at the first batch that holds it."""
     stored = Rows(train=(IDS[1:], range(101, 111)), skipped={IDS[0]: 7})
     now = list(range(100, 111))
-    with pytest.raises(Refusal, match=r"none for 1 of 11 \(kind0/0\.png, …\) .* with --out tables/a, .* or mended"):
+    with pytest.raises(Refusal, match=r"none for 1 of 11 \(kind0/0\.png, …\) .* --out tables/a` again, .* or mended"):
         find(stored, Photos(evidence=now))
     assert find(stored, Photos(evidence=[7, *now[1:]])).tolist() == [-1, *range(10)]
 
