@@ -1,5 +1,5 @@
 """What several tests share: where real images lie, when they are there at all; pictures laid out like PASCAL VOC; a
-teacher of digits, and one thread to train its students in."""
+teacher of digits, and one thread to train its students in; rows and classes for a regression."""
 
 from __future__ import annotations
 
@@ -51,6 +51,22 @@ def digits_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
             encoder(torch.from_numpy(images))
     save_encoder(encoder, folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def problem() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Makes what a softmax regression is to solve; see `_problem`."""
+    return _problem
+
+
+def _problem(*, count: int = 211, width: int = 7, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Correlated, standardised rows in float32 and classes that overlap."""
+    generator = np.random.default_rng(seed)
+    targets = generator.integers(0, classes, count)
+    rows = generator.standard_normal((classes, width))[targets] + generator.standard_normal((count, width))
+    rows = rows @ generator.standard_normal((width, width))
+    rows = (rows - rows.mean(axis=0)) / rows.std(axis=0)
+    return rows.astype(np.float32), targets
 
 
 VOC_COLOURS = {"apple": (230, 30, 20), "leaf": (20, 200, 40), "sea": (30, 40, 230)}

@@ -67,10 +67,17 @@ class Waiting:
         self.thread.start()
         assert asked.wait(60)
 
-    def told(self) -> list[tuple[float, bool]]:
-        """Once they have had it."""
+    def still(self) -> float:
+        """The time, after a while in which they could begin and did not."""
+        time.sleep(0.2)
+        assert not self.entered
+        return time.monotonic()
+
+    def came_after(self, left: float) -> bool:
+        """Whether they were told that it is theirs, and not before that time."""
         self.thread.join(60)
-        return self.entered
+        ((entered, ours),) = self.entered
+        return ours and entered >= left
 
 
 def test_one_has_the_work_until_the_block_ends_and_leaves_nothing(tmp_path):
@@ -108,12 +115,8 @@ def test_who_waits_comes_after_and_not_beside(tmp_path, monkeypatch):
     """Who waits would begin while the work is still being done."""
     with alone(tmp_path, "work"):
         waiting = Waiting(tmp_path, monkeypatch)
-        time.sleep(0.1)  # in which it could begin
-        left = time.monotonic()
-        assert not waiting.entered
-    ((entered, ours),) = waiting.told()
-    assert ours
-    assert entered >= left
+        left = waiting.still()
+    assert waiting.came_after(left)
 
 
 def test_a_file_that_was_removed_meanwhile_locks_nobody_out(tmp_path, monkeypatch):
@@ -125,12 +128,8 @@ def test_a_file_that_was_removed_meanwhile_locks_nobody_out(tmp_path, monkeypatc
         with alone(tmp_path, "work") as ours:
             assert ours
             fcntl.flock(old, fcntl.LOCK_UN)
-            time.sleep(0.2)  # in which it could begin
-            left = time.monotonic()
-            assert not waiting.entered
-    ((entered, ours),) = waiting.told()
-    assert ours
-    assert entered >= left
+            left = waiting.still()
+    assert waiting.came_after(left)
 
 
 def test_a_file_system_without_locks_is_known(tmp_path, monkeypatch):

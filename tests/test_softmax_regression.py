@@ -15,16 +15,6 @@ from compress_ssl.softmax_regression import softmax_regression, standardiser
 pytestmark = pytest.mark.filterwarnings("error:::compress_ssl")
 
 
-def problem(*, count: int = 211, width: int = 7, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Correlated, standardised rows in float32 and classes that overlap."""
-    generator = np.random.default_rng(seed)
-    targets = generator.integers(0, classes, count)
-    rows = generator.standard_normal((classes, width))[targets] + generator.standard_normal((count, width))
-    rows = rows @ generator.standard_normal((width, width))
-    rows = (rows - rows.mean(axis=0)) / rows.std(axis=0)
-    return rows.astype(np.float32), targets
-
-
 def solve(rows: np.ndarray, targets: np.ndarray, **options: float) -> tuple[np.ndarray, np.ndarray]:
     found = softmax_regression(
         torch.from_numpy(rows),
@@ -37,7 +27,7 @@ def solve(rows: np.ndarray, targets: np.ndarray, **options: float) -> tuple[np.n
 
 @pytest.mark.parametrize("weight_decay", [1e-4, 1e-2])
 @pytest.mark.parametrize("classes", [3, 5])
-def test_it_solves_scikit_learns_logistic_regression(classes: int, weight_decay: float) -> None:
+def test_it_solves_scikit_learns_logistic_regression(problem, classes: int, weight_decay: float) -> None:
     """A short cut would be reported as the linear probe."""
     from sklearn.linear_model import LogisticRegression
 
@@ -51,7 +41,7 @@ def test_it_solves_scikit_learns_logistic_regression(classes: int, weight_decay:
     np.testing.assert_array_equal((rows @ weight.T + bias).argmax(axis=1), judge.predict(rows))
 
 
-def test_the_solution_is_where_the_naive_gradient_vanishes() -> None:
+def test_the_solution_is_where_the_naive_gradient_vanishes(problem) -> None:
     """Two classes, one of them rare, and dimensions of very different curvature: the optimum would be missed."""
     rows, targets = problem(count=503, width=23, classes=2)
     targets[targets == 1] *= np.random.default_rng(1).random(int((targets == 1).sum())) < 0.2
@@ -65,14 +55,14 @@ def test_the_solution_is_where_the_naive_gradient_vanishes() -> None:
     np.testing.assert_allclose(weight[:, 3], weight[:, 5], atol=1e-3)
 
 
-def test_more_dimensions_than_images_and_hardly_any_weight_decay_are_solved() -> None:
+def test_more_dimensions_than_images_and_hardly_any_weight_decay_are_solved(problem) -> None:
     """A wide teacher on a small folder would end in an error about a matrix."""
     rows, targets = problem(count=23, width=67)
     weight, bias = solve(rows, targets, weight_decay=1e-9)
     np.testing.assert_array_equal((rows @ weight.T + bias).argmax(axis=1), targets)
 
 
-def test_stopping_short_of_the_optimum_is_told() -> None:
+def test_stopping_short_of_the_optimum_is_told(problem) -> None:
     """The number would be that of a solver, not of the embeddings."""
     rows, targets = problem(count=503, width=23)
     with pytest.warns(RuntimeWarning, match="stopped short of its optimum after 2 iterations"):
@@ -81,7 +71,7 @@ def test_stopping_short_of_the_optimum_is_told() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_large_table_is_solved_in_few_passes_to_within_thousandths(
-    seed: int, monkeypatch: pytest.MonkeyPatch
+    problem, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The linear row of a large data set would take days, or be that of a solver that was in a hurry."""
     rows, targets = problem(count=4001, width=47, classes=31, seed=seed)
@@ -109,7 +99,7 @@ def test_a_large_table_is_solved_in_few_passes_to_within_thousandths(
     np.testing.assert_array_equal(same[0], best[0])
 
 
-def test_stopping_short_is_told_of_a_large_table_too() -> None:
+def test_stopping_short_is_told_of_a_large_table_too(problem) -> None:
     """Whoever sets a limit would not learn that it was too low."""
     rows, targets = problem(count=503, width=23)
     with pytest.warns(RuntimeWarning, match="stopped short of its optimum after 2 iterations"):
@@ -146,7 +136,7 @@ def test_it_is_scikit_learns_whether_rows_or_dimensions_are_more(count: int, dec
     assert weight.dtype == bias.dtype == np.float32
 
 
-def test_few_rows_of_a_wide_layer_factorise_a_matrix_of_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_rows_of_a_wide_layer_factorise_a_matrix_of_their_number(problem, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer of 9216 dimensions would take minutes and gigabytes for 47 images, or for 1 % of the labels."""
     factorise, sizes = scipy.linalg.cholesky, []
 

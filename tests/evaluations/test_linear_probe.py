@@ -18,18 +18,8 @@ from compress_ssl.softmax_regression import standardiser
 pytestmark = pytest.mark.filterwarnings("error:::compress_ssl")
 
 
-def problem(*, count: int = 211, width: int = 7, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Correlated, standardised rows in float32 and classes that overlap."""
-    generator = np.random.default_rng(seed)
-    targets = generator.integers(0, classes, count)
-    rows = generator.standard_normal((classes, width))[targets] + generator.standard_normal((count, width))
-    rows = rows @ generator.standard_normal((width, width))
-    rows = (rows - rows.mean(axis=0)) / rows.std(axis=0)
-    return rows.astype(np.float32), targets
-
-
 @pytest.mark.parametrize("classes", [5, 6, 9])
-def test_the_five_likeliest_classes_are_those_of_scikit_learn(classes: int) -> None:
+def test_the_five_likeliest_classes_are_those_of_scikit_learn(problem, classes: int) -> None:
     """Of five classes the right one is always among the five likeliest; labels with gaps would name other classes."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import top_k_accuracy_score
@@ -82,7 +72,7 @@ def naive_sgd(views: list[np.ndarray], targets: np.ndarray, classes: int, config
     return parameters[:, :-1], parameters[:, -1]
 
 
-def test_the_papers_protocol_is_plain_sgd_on_new_views_every_epoch() -> None:
+def test_the_papers_protocol_is_plain_sgd_on_new_views_every_epoch(problem) -> None:
     """Published linear numbers could not be compared with ours."""
     config = Config(
         protocol="paper", epochs=5, batch_size=16, learning_rate=0.1, weight_decay=1e-2, milestones=(2, 4), seed=3
