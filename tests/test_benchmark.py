@@ -16,14 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import yaml
 
-from compress_ssl import cli, datasets, distill, embed, evaluate, pretrain
+from compress_ssl import cli, distill, embed, evaluate, pretrain
 from compress_ssl.benchmark import _headline, gathered
-from compress_ssl.encoder import open_encoder, save_encoder
 from compress_ssl.lock import alone
 from compress_ssl.matrix.cell import Bench
 from compress_ssl.matrix.results import COSTS
@@ -32,40 +29,23 @@ STUDENT = "compress/resnet10_small_w8"
 EVALUATIONS = ["nearest_neighbour", "neighbour_overlap"]
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As the processes that are started here, so that sums are made in the same order."""
-    before, environment = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    yield
-    torch.set_num_threads(before)
-    if environment is None:
-        del os.environ["OMP_NUM_THREADS"]
+def one_thread_in_other_processes() -> Iterator[None]:
+    """Those that are started here have as many as we, so that sums are made in the same order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A saved encoder for 8 pixels, 64 wide, whose batch norm has seen something."""
-    folder = tmp_path_factory.mktemp("teacher")
-    torch.manual_seed(5)
-    encoder = open_encoder(STUDENT, weights="random", size=8).train()
-    pictures = datasets.open_splits("digits").test
-    assert pictures is not None
-    images = np.stack([pictures.read(place).transpose(2, 0, 1) for place in range(70)])
-    with torch.no_grad():
-        for _ in range(9):
-            encoder(torch.from_numpy(images))
-    save_encoder(encoder, folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def options(teacher: str) -> dict[str, Any]:
+def options(digits_teacher: str) -> dict[str, Any]:
     """Two objectives, one student, two seeds; 5 steps of 32 digits each."""
     return {
         "data": "digits",
-        "teacher": teacher,
+        "teacher": digits_teacher,
         "students": [STUDENT],
         "seeds": [0, 1],
         "views": 1,
