@@ -205,6 +205,10 @@ def test_many_scores_stand_one_below_the_other():
                     asked=("cka",))  # fmt: skip
     assert "…" not in told
     assert told.count("100.0") == 14
+    names = ("teacher", "student_1q", "student_2q", "student_alone", "student_random")
+    told = shown_on(80, {name: {"metrics": main, "missing": {}} | costs for name in names})
+    assert "…" not in told, "five models of the demo"
+    assert told.count("100.0") == 5 * len(evaluate.MAIN)
 
 
 def shown_on(width: int, models: dict, **options) -> str:

@@ -488,11 +488,13 @@ def result_table(
               *(_rounded(about[name][key]) if key in about[name] else "–" for key in ("parameters", "flops"))]
              for name, one in scores.items()]  # fmt: skip
     whole = [["model", *map(_heading, columns), "params", "MACs"], *lines]
-    if 1 + sum(3 + max(len(line[place]) for line in _broken(whole)) for place in range(len(whole[0]))) > WIDTH:
+    upright = 1 + sum(3 + max(len(line[place]) for line in _broken(whole)) for place in range(len(whole[0]))) > WIDTH
+    if upright:
         whole = [list(line) for line in zip(*whole, strict=True)]
     table = RichTable(header_style="bold")
     for number, told in enumerate(whole[0]):
-        table.add_column(told, justify="right" if number else "left", no_wrap=" " not in told)
+        table.add_column(told, justify="right" if number else "left", no_wrap=not upright and " " not in told,
+                         overflow="fold")  # fmt: skip
     captions = [transfer.images_told(image_counts(models))] if models else []
     weights = {name: told["weight"] for name, told in about.items() if "weight" in told}
     if weights:
