@@ -5,8 +5,8 @@ per-dimension mean and variance, one linear layer, SGD on random views.
 Two protocols. "paper" is that one: it embeds the train images anew for every epoch, and needs `Embedded.augmented`.
 "stored" fits the same loss to the stored rows of the evaluation view and solves it to its optimum by L-BFGS, so there
 is no learning rate, order or number of epochs to it, and two machines agree. Where rows × dimensions × classes exceed
-`to_the_end` it stops some thousandths of a nat above the optimum (`softmax_regression` says what that costs). Without
-random views it sees less data: compare models under one protocol.
+`to_the_end` it ends some thousandths of a nat above the optimum, in few passes and by a recipe that has no options
+(`softmax_regression` says which). Without random views it sees less data: compare models under one protocol.
 Differs from the paper: both standardise with the statistics of the evaluation view, so that train and test rows go
 through one map; the layer starts at zero, the loss being convex.
 """
