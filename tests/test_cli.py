@@ -85,6 +85,13 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "heavy: []"
 
 
+def test_what_trains_is_imported_when_it_trains():
+    """`distill --help`, a wrong option and every score of stored rows would wait 5 s for Lightning's own imports."""
+    verbs = "distill, pretrain, evaluate, embed, doctor, benchmark"
+    told = python(f"import sys\nfrom compress_ssl import {verbs}\nprint('lightning.fabric' in sys.modules)").stdout
+    assert told == "False\n"
+
+
 def test_the_package_imports_nothing_heavy():
     """`from compress_ssl import __version__` in someone's setup script would start torch."""
     assert python("import sys, compress_ssl; print('torch' in sys.modules)").stdout == "False\n"

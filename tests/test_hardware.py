@@ -72,7 +72,7 @@ def test_srun_without_tasks_per_node_is_understood(monkeypatch: pytest.MonkeyPat
         SLURMEnvironment()  # as Lightning does
         raise Seen(given["devices"], given["num_nodes"])
 
-    monkeypatch.setattr(hardware, "Fabric", fabric)
+    monkeypatch.setattr("lightning.fabric.Fabric", fabric)
     with pytest.raises(Seen) as seen:
         launch(HARDWARE, 0)
     assert seen.value.args == (2, 2)

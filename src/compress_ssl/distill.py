@@ -10,10 +10,9 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -43,6 +42,9 @@ from compress_ssl.transforms import TrainView
 from compress_ssl.waits import Waits
 from compress_ssl.weighted import Weighted, leaves, weight_shares
 from compress_ssl.whole_batch import refuse_parts
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 @dataclass(frozen=True, kw_only=True)

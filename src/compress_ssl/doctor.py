@@ -43,11 +43,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from rich.console import Console, RenderableType
 
 from compress_ssl import datasets, objectives, optim, room
@@ -76,6 +75,9 @@ from compress_ssl.student import Student
 from compress_ssl.teacher import LiveTeacher, open_teacher
 from compress_ssl.transforms import RandomView, RecordedViews, TrainView
 from compress_ssl.weighted import Weighted, leaves
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 ENOUGH_NEIGHBOURS = 100  # of a query among the anchors; a bank that leaves fewer says little about who is near whom
 

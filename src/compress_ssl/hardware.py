@@ -11,16 +11,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.fabric.strategies import DDPStrategy
 from lightning_utilities.core import rank_zero
 
 from compress_ssl.device import has_fast_bf16
 from compress_ssl.refusal import Refusal
+
+if TYPE_CHECKING:  # it brings torchmetrics along, 5 s of processor time, which only a training should wait for
+    from lightning.fabric import Fabric
 
 PATIENCE = timedelta(days=1)  # of processes that wait while the first one embeds or scores; torch's is 10 to 30 minutes
 
@@ -42,6 +42,9 @@ class HardwareConfig:
 
 def launch(config: HardwareConfig, seed: int) -> Fabric:
     """Fabric on the configured hardware, all processes started and seeded alike."""
+    from lightning import fabric as lightning
+    from lightning.fabric.strategies import DDPStrategy
+
     accelerator = config.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,10 +64,10 @@ def launch(config: HardwareConfig, seed: int) -> Fabric:
     if accelerator == "cuda":  # the same losses again, also after a resumption, cost some speed
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    if SLURMEnvironment.detect() and "SLURM_NTASKS_PER_NODE" not in os.environ:
+    if _by_slurm() and "SLURM_NTASKS_PER_NODE" not in os.environ:
         os.environ["SLURM_NTASKS_PER_NODE"] = str(devices)  # `srun -n 4` does not set it, and Lightning asks for it
     with _without(LIGHTNINGS_PRECISION):
-        fabric = Fabric(
+        fabric = lightning.Fabric(
             accelerator=accelerator,
             devices=devices,
             num_nodes=nodes,
@@ -80,13 +83,26 @@ def launch(config: HardwareConfig, seed: int) -> Fabric:
 
 def _processes(config: HardwareConfig) -> tuple[int, int]:
     """Processes on a machine and machines: as torchrun or SLURM started them, else as configured."""
-    if TorchElasticEnvironment.detect():
+    if _by_torchrun():
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         return devices, int(os.environ["WORLD_SIZE"]) // devices
-    if SLURMEnvironment.detect():
+    if _by_slurm():
         nodes = int(os.environ.get("SLURM_NNODES", "1"))
         return int(os.environ["SLURM_NTASKS"]) // nodes, nodes
     return config.devices, config.nodes
+
+
+def _by_torchrun() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+
+
+def _by_slurm() -> bool:
+    """As Lightning tells a job from an interactive shell."""
+    if "SLURM_NTASKS" not in os.environ:
+        return False
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    return SLURMEnvironment.detect()
 
 
 class Standing(NamedTuple):
@@ -102,9 +118,9 @@ def standing() -> Standing:
 
     Under SLURM only `srun` makes several: a batch script by itself is one process, however many tasks its job has.
     """
-    if TorchElasticEnvironment.detect():
+    if _by_torchrun():
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    elif SLURMEnvironment.detect() and "SLURM_STEP_NUM_TASKS" in os.environ:
+    elif _by_slurm() and "SLURM_STEP_NUM_TASKS" in os.environ:
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     else:
         return Standing()

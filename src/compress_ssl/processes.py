@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 _T = TypeVar("_T")
 

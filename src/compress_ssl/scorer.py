@@ -7,11 +7,10 @@ are. Where the images are labelled, accuracy is told beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from rich.console import Console
 
 from compress_ssl import evaluations, objectives
@@ -31,6 +30,9 @@ from compress_ssl.teachers import Teachers
 from compress_ssl.training import Training
 from compress_ssl.transforms import EvaluationView
 from compress_ssl.weighted import Weighted, leaves
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 KEPT = "neighbour_overlap_10"  # share of a teacher's ten nearest neighbours that the student keeps
 

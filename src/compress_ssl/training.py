@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor
 
@@ -34,6 +33,9 @@ from compress_ssl.refusal import Refusal
 from compress_ssl.run_folder import RunFolder
 from compress_ssl.time_budget import Speed, parse_duration, steps_that_fit
 from compress_ssl.waits import Waits, sentence, shares
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 STEPS_BETWEEN_AGREEMENTS = 5  # of several processes; SLURM gives half a minute between SIGTERM and SIGKILL
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightly.models.modules.heads import DINOProjectionHead
-from lightning.fabric import Fabric
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,6 +26,9 @@ from compress_ssl.loader import Batch
 from compress_ssl.pretraining import Views, check
 from compress_ssl.processes import everywhere
 from compress_ssl.transforms import TrainView
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,10 @@ Differs from the authors' code: the bank starts empty instead of random, and a k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightly.models.modules.heads import MoCoProjectionHead
-from lightning.fabric import Fabric
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,6 +28,9 @@ from compress_ssl.loader import Batch
 from compress_ssl.pretraining import Views, check
 from compress_ssl.processes import everywhere
 from compress_ssl.transforms import TrainView
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 @dataclass(frozen=True, kw_only=True)

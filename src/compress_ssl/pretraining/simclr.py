@@ -8,12 +8,11 @@ for which the host would wait twice a step, and for a mask that is made on the h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightly.models.modules.heads import SimCLRProjectionHead
 from lightly.utils import dist
-from lightning.fabric import Fabric
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,6 +23,9 @@ from compress_ssl.learner import Learner
 from compress_ssl.loader import Batch
 from compress_ssl.pretraining import Views, check
 from compress_ssl.transforms import TrainView
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 @dataclass(frozen=True, kw_only=True)

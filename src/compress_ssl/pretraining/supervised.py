@@ -9,10 +9,9 @@ that the encoder is scored in the same way.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,6 +22,9 @@ from compress_ssl.learner import Learner
 from compress_ssl.loader import Batch
 from compress_ssl.pretraining import Views, check
 from compress_ssl.transforms import TrainView
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 LABELLED = True
 

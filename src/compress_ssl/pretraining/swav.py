@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightly.loss import SwaVLoss
 from lightly.models.modules.heads import SwaVProjectionHead
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,6 +29,9 @@ from compress_ssl.pretraining import Views, check
 from compress_ssl.processes import everywhere
 from compress_ssl.refusal import Refusal
 from compress_ssl.transforms import TrainView
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 LEAST_EPSILON = 0.015  # exp(1 / epsilon), summed over rows and prototypes, is still a float32
 
