@@ -18,9 +18,7 @@ TO_THE_END = 2**33  # images × dimensions × classes up to which the regression
 BATCH = 4  # images for each dimension that a step of descent sees
 STEPS = (1000, 5)  # that descent makes at least: so many, and so many for each class
 PASSES = range(8, 41)  # over the images that this may take, with enough of them; L-BFGS takes some 50
-SETTLED = (
-    1e-3  # above, with fewer images: it ends when five steps together lower the loss by less than this share of it
-)
+SETTLED = 1e-3  # with fewer images it ends when five steps together lower the loss by less than this share
 CONSTANT = 1e-6  # standard deviation below which a dimension of unit rows is rounding noise and stays unscaled
 
 
@@ -55,7 +53,7 @@ def softmax_regression(
     in float64; the loss ends within 2e-8 of a float64 solution and one of 10 000 predictions differs from it.
 
     A pass takes 4 N D C operations: 2.6e12 for ImageNet. Where N · D · C exceeds `to_the_end` (50 000 images, D = 512,
-    335 classes), the result lies some thousandths of a nat above the minimum, for a fraction of the passes:
+    335 classes), the result lies some thousandths of a nat above the minimum, for fewer passes:
 
     - with N ≥ C D / 2 and N ≥ 100 D, by descent in batches over 20 C D images, hence 20 C D / N passes, or at least 8
       (for ImageNet with D = 512, too); see `_descend`.
