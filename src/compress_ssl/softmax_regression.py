@@ -70,7 +70,7 @@ def softmax_regression(
         rows: (N, D) float32, standardised; not changed.
         targets: (N,) int64 in [0, classes).
         weight_decay: above 0.
-        iterations: at most so many; a warning tells when they do not suffice.
+        iterations: of L-BFGS, at most so many; a warning tells when they do not suffice.
         to_the_end: N · D · C up to which the optimum is reached to the last digit; with N < D, N · N · C.
     Returns: weight (classes, D) and bias (classes,), float32.
     """
